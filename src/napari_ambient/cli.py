@@ -1,0 +1,421 @@
+"""The command line: train, restore, fit-noise, info, demo.
+
+Every command is a few lines around the same public functions that notebooks and widgets call; the help texts are the
+docstrings. Exit codes: 0 all is well, 1 some file failed, 2 the command cannot be carried out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from tqdm import tqdm
+
+from . import __version__
+from .choices import ObjectiveName, OutputType
+from .train_config import TrainConfig, TrainingError
+
+if TYPE_CHECKING:
+    from .noise import NoiseModel
+    from .training import Step
+    from .volumes import Volume
+
+app = App(
+    name="napari-ambient",
+    version=__version__,
+    help="Learn what clean structures look like from noisy microscopy stacks alone, and restore with it.",
+)
+OPENING = {"axes": "Name the axes when the file does not, such as TYX or ZYX."}
+
+
+@app.command
+def train(
+    inputs: list[str],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    objective: ObjectiveName = "ambient",
+    target: list[str] | None = None,
+    channel: str | None = None,
+    axes: str | None = None,
+    voxel_size: tuple[float, float, float] | None = None,
+    level: int = 0,
+    gain: float | None = None,
+    zero: float | None = None,
+    dark: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+) -> int:
+    """Train a prior from noisy stacks.
+
+    Parameters
+    ----------
+    inputs : list of str
+        Noisy stacks: files, folders or globs of TIFF, OME-Zarr or .npy. All of one kind of structure.
+    output : Path
+        The prior to write, a folder such as mito.prior.
+    objective : str
+        What to minimise. The others than ambient serve comparison.
+    target : list of str
+        Clean stacks for the objective "supervised", in the order of the inputs.
+    channel : str
+        Train on this channel only (name or number).
+    axes : str
+        Name the axes when the files do not, such as TYX or ZYX.
+    voxel_size : tuple of float
+        Voxel size Z Y X in micrometres, when the files do not tell.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF.
+    gain : float
+        Camera counts per photo-electron, when known; with --zero. Else fitted to each stack.
+    zero : float
+        Level at which the photon-transfer line crosses zero: offset - read_noise²/gain.
+    dark : Path
+        Frames taken without light, for offset and read noise.
+    resume : bool
+        Go on with the unfinished training in the output folder.
+    overwrite : bool
+        Replace the prior that is there.
+    device : str
+        auto, cpu, cuda or mps.
+    """
+    from .batch import find_files
+    from .training import iter_train
+
+    config = config or TrainConfig()
+    if output.exists() and any(output.iterdir()) and not (resume or overwrite):
+        raise TrainingError(f"{output} exists; choose another name, or pass --overwrite or --resume")
+    volumes = [_open(path, channel, level, axes, voxel_size) for path in find_files(inputs)]
+    targets = [_open(path, channel, level, axes, voxel_size) for path in find_files(target)] if target else None
+    for volume in volumes:
+        print(f"{volume.name}: {volume.describe()}")
+    noise = _given_noise(volumes, gain, zero, dark)
+    steps = iter_train(
+        volumes,
+        noise,
+        objective=objective,
+        target=targets,
+        config=config,
+        device=device,
+        folder=output,
+        resume=resume,
+    )
+    last = follow(steps, f"train {output.name}")
+    if last is None:
+        print("nothing was trained", file=sys.stderr)
+        return 130
+    interrupted = last.index < last.total
+    prior = last.prior()
+    if interrupted:
+        last.checkpoint(output)
+        print(f"stopped after {last.index} of {last.total} steps; {output} is usable, --resume goes on")
+    else:
+        prior.save(output, overwrite=True)
+        (output / "checkpoint.safetensors").unlink(missing_ok=True)
+        print(f"wrote {output} ({prior.record.form} form, {last.total} steps, {last.seconds:.0f} s)")
+    return 130 if interrupted else 0
+
+
+@app.command
+def restore(
+    prior: Path,
+    inputs: list[str],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    noise: Literal["prior", "fit"] = "prior",
+    dtype: OutputType = "float32",
+    format: Literal["same", "tiff", "ome-zarr"] = "same",
+    suffix: str = "_restored",
+    channel: str | None = None,
+    axes: str | None = None,
+    voxel_size: tuple[float, float, float] | None = None,
+    level: int = 0,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> int:
+    """Restore files, folders or globs of stacks with a prior.
+
+    Finished files are skipped, so the same command goes on where it was stopped; a bad file is reported at the end and
+    does not stop the others.
+
+    Parameters
+    ----------
+    prior : Path
+        The prior, a folder such as mito.prior.
+    inputs : list of str
+        Noisy stacks: files, folders or globs of TIFF, OME-Zarr or .npy.
+    output : Path
+        Folder for the results.
+    noise : str
+        Use the noise model of the prior, or fit it anew to each file (other camera settings than in training).
+    dtype : str
+        Type of the result: float32, or that of the input (rounded; clipped voxels are counted).
+    format : str
+        Format of the result.
+    suffix : str
+        Added to the names.
+    channel : str
+        Restore this channel only (name or number).
+    axes : str
+        Name the axes when the files do not, such as TYX or ZYX.
+    voxel_size : tuple of float
+        Voxel size Z Y X in micrometres, when the files do not tell.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF.
+    overwrite : bool
+        Restore again what is finished.
+    device : str
+        auto, cpu, cuda or mps.
+    """
+    from .batch import find_files, iter_batch, output_path
+    from .prior import load_prior
+    from .restoration import Clipping
+    from .restoration import restore as restore_volume
+
+    loaded = load_prior(prior)
+    jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
+    clipping = Clipping()
+
+    def work(volume: Volume) -> Volume:
+        nonlocal clipping
+        clipping = Clipping()
+        models = fit_channels(volume) if noise == "fit" else None
+        return restore_volume(volume, loaded, noise=models, dtype=dtype, device=device, clipping=clipping)
+
+    def open_(path: Path) -> Volume:
+        return _open(path, channel, level, axes, voxel_size)
+
+    failed: list[tuple[Path, str]] = []
+    bar: tqdm[Any] | None = None
+    try:
+        for number, report in enumerate(iter_batch(jobs, work, open_=open_, overwrite=overwrite)):
+            if report.state == "working":
+                if bar is None:
+                    bar = tqdm(total=report.total, desc=report.source.name, unit="tile", dynamic_ncols=True)
+                bar.update(report.done - bar.n)
+                continue
+            if bar is not None:
+                bar.close()
+                bar = None
+            if report.state == "finished":
+                clipped = clipping.describe()
+                print(f"{report.source} -> {report.target}{'; ' + clipped if clipped else ''}")
+            elif report.state == "skipped":
+                print(f"{report.source}: skipped, {report.message}")
+            elif report.state == "failed":
+                failed.append((report.source, report.message))
+                print(f"{report.source}: FAILED, {report.message}", file=sys.stderr)
+            del number
+    except KeyboardInterrupt:
+        if bar is not None:
+            bar.close()
+        print("interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} files failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@app.command
+def fit_noise(
+    path: str,
+    /,
+    *,
+    kind: Literal["auto", "repeats", "frames", "single"] = "auto",
+    dark: Path | None = None,
+    offset: float | None = None,
+    plot: Path | None = None,
+    channel: str | None = None,
+    axes: str | None = None,
+    level: int = 0,
+) -> int:
+    """Estimate a camera's noise from its images: gain, read noise, hot pixels, photons per voxel.
+
+    Parameters
+    ----------
+    path : str
+        A noisy image or stack.
+    kind : str
+        Repeats of a static field, successive frames, or single images.
+    dark : Path
+        Frames taken without light.
+    offset : float
+        The camera's offset, when known.
+    plot : Path
+        Save the photon-transfer plot as an image.
+    channel : str
+        Use this channel only (name or number).
+    axes : str
+        Name the axes when the file does not, such as TYX or ZYX.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF.
+    """
+    from . import noise_fit
+
+    volume = _open(path, channel, level, axes, None)
+    dark_volume = None if dark is None else _open(dark, None, 0, None, None)
+    print(f"{volume.name}: {volume.describe()}")
+    count = volume.sizes.get("C", 1)
+    for c in range(count):
+        part = volume.channel(c) if "C" in volume.axes else volume
+        model = noise_fit.fit_noise(part, kind=kind, dark=dark_volume, offset=offset)
+        if count > 1:
+            print(f"channel {volume.channel_names[c] if volume.channel_names else c}")
+        print(noise_fit.describe(model))
+        if plot is not None:
+            target = plot if count == 1 else plot.with_stem(f"{plot.stem}_{c}")
+            noise_fit.plot_transfer(model, target)
+            print(f"wrote {target}")
+    return 0
+
+
+@app.command
+def info(path: str, /, *, axes: str | None = None, level: int = 0) -> int:
+    """Describe a stack or a prior.
+
+    Parameters
+    ----------
+    path : str
+        TIFF, OME-Zarr or .npy file, folder, or a prior.
+    axes : str
+        Name the axes when the file does not, such as TYX or ZYX.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF.
+    """
+    if (Path(path) / "prior.json").is_file():
+        from .noise_fit import describe
+        from .prior import load_prior
+
+        prior = load_prior(path)
+        record, network = prior.record, prior.denoiser.network
+        weights = sum(p.numel() for p in network.parameters())
+        print(f"{path}: a prior, {network.arguments.dims}D network of {weights / 1e6:.2f} million parameters")
+        print(f"objective {record.objective}, {record.form} form, {record.step} steps, version {record.version}")
+        print(f"trained on {', '.join(record.sources) or 'unnamed volumes'}, axes {record.axes}, µm {record.voxel_size}")
+        if record.history:
+            print(f"held-out loss {record.history[0]['validation']:.4g} -> {record.history[-1]['validation']:.4g}")
+        for c, noise in enumerate(prior.noise):
+            print(f"noise of channel {c}:")
+            print(describe(noise))
+        return 0
+    volume = _open(path, None, level, axes, None)
+    print(f"{volume.name}: {volume.describe()}")
+    if volume.channel_names:
+        print("channels: " + ", ".join(volume.channel_names))
+    for entry in volume.history:
+        print("history: " + json.dumps(entry))
+    return 0
+
+
+@app.command
+def demo(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("demo"),
+    steps: int = 2000,
+    compare: bool = False,
+    device: str = "auto",
+) -> int:
+    """Train on the sample stack, restore it, and draw noisy, restored and true images with their PSNR.
+
+    Parameters
+    ----------
+    output : Path
+        Folder for the prior, the restored stack (TIFF and OME-Zarr) and the picture.
+    steps : int
+        Training steps.
+    compare : bool
+        Also train the same network on the clean truth for as many steps, to see how near it comes.
+    device : str
+        auto, cpu, cuda or mps.
+    """
+    from .demo import run
+
+    return run(output, steps=steps, compare=compare, device=device)
+
+
+def fit_channels(volume: Volume) -> list[NoiseModel]:
+    """Fit the noise of each channel of a volume."""
+    from .noise_fit import fit_noise as fit
+
+    if "C" not in volume.axes:
+        return [fit(volume)]
+    return [fit(volume.channel(c)) for c in range(volume.sizes["C"])]
+
+
+def follow(steps: Any, title: str) -> Step | None:
+    """Show a training's progress, time left and losses until it ends or Ctrl-C stops it; give the last step."""
+    last: Step | None = None
+    with tqdm(desc=title, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
+        try:
+            for step in steps:
+                if last is None:
+                    bar.reset(total=step.total)
+                    bar.update(step.index - 1)
+                    bar.initial = step.index - 1
+                last = step
+                bar.update(1)
+                if step.validation is not None:
+                    bar.set_postfix_str(
+                        " ".join(f"{k} {v:.4g}" for k, v in step.losses.items()) + f" held-out {step.validation:.4g}"
+                    )
+        except KeyboardInterrupt:
+            steps.close()
+    return last
+
+
+def _open(
+    path: str | Path,
+    channel: str | None,
+    level: int,
+    axes: str | None,
+    voxel_size: Sequence[float] | None,
+) -> Volume:
+    from .volumes import open_volume
+
+    which = int(channel) if channel is not None and channel.isdecimal() else channel
+    return open_volume(path, channel=which, level=level, axes=axes, voxel_size=voxel_size)
+
+
+def _given_noise(
+    volumes: Sequence[Volume], gain: float | None, zero: float | None, dark: Path | None
+) -> list[NoiseModel] | NoiseModel | None:
+    """Give the noise that the user named, or fit each volume with the dark frames; None to let training fit it."""
+    from .noise import NoiseModel
+    from .noise_fit import fit_noise as fit
+
+    if (gain is None) != (zero is None):
+        raise TrainingError("--gain and --zero belong together; give both, or neither to have them fitted")
+    if gain is not None and zero is not None:
+        return NoiseModel(gain=gain, intercept=-gain * zero)
+    if dark is None:
+        return None
+    frames = _open(dark, None, 0, None, None)
+    return [
+        fit(v.channel(c) if "C" in v.axes else v, dark=frames) for v in volumes for c in range(v.sizes.get("C", 1))
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    warnings.showwarning = _show_warning
+    try:
+        code = app(arguments, result_action="return_value")
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"napari-ambient: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any) -> None:
+    tqdm.write(f"{category.__name__}: {message}", file=sys.stderr)

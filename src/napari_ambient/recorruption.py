@@ -1,0 +1,432 @@
+"""Corrupt further what is already noisy: the two exact forms behind ambient training.
+
+Camera counts y become photo-electrons ``k = (y - zero) / gain``, where ``zero`` is where the photon-transfer line
+crosses zero, so that Var(k | x) = E[k | x]. The scaled intensity, the network's domain, is the generalised Anscombe
+transform ``z = 2 √(k + 3/8)``: there photon noise has standard deviation one, the measurement's level sigma_y.
+
+*Thinning* (the Poisson twin of Daras et al. 2024). k₁ ~ Binomial(k, p) and k₂ = k - k₁ are independent given x, so
+E[k₂ | k₁] = (1 - p) E[x | k₁]. The network sees z = 2 √((k₁ + 3/8)/p), at level sigma = 1/√p, and learns k₂ with the
+Poisson likelihood. Real k are not whole numbers: the fraction f goes to k₁ as a = 1 - p + p f with probability p f/a,
+which has mean p f and variance p (1 - p) f. So Cov(k₁, k₂ | x) = p (1 - p) (Var k - E k) = 0 for any measurement
+whose variance equals its mean.
+
+*Gaussian* (Daras, Dimakis & Daskalakis 2024, arXiv 2404.10177, for any known covariance S of z). Add
+e ~ N(0, sigma² I - S) to z and predict z from x_t by D + (S/sigma²)(x_t - D), for sigma² at least S's largest
+eigenvalue. With S = V^½ C V^½, V the stabilised variance of each voxel (it is not 1 below about 3 photons) and C the
+noise's autocorrelation with largest eigenvalue c:  e = √(sigma² - c V) e₁ + V^½ (c I - C)^½ e₂.
+
+Both draw (x_t, what to predict) at a level sigma and give the loss of a prediction; `objectives/ambient.py` trains
+with them and knows nothing of which is which.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from .choices import Form
+from .noise import NoiseModel, stabilising_table
+
+ANSCOMBE = 3 / 8
+FLOOR = 1e-3  # photo-electrons: keeps the Poisson likelihood finite where nothing was counted
+
+
+@dataclass(frozen=True)
+class Further:
+    """A measurement, corrupted further.
+
+    Parameters
+    ----------
+    x_t : Tensor, shape (B, C, [Z,] Y, X)
+        What the denoiser sees, in scaled intensity.
+    sigma : Tensor, shape (B,)
+        Its noise level, in scaled intensity.
+    remainder : Tensor
+        What the measurement still tells that x_t does not: k₂ for thinning (photo-electrons), z itself for the
+        Gaussian form.
+    variance : Tensor or None
+        Stabilised variance V of each voxel (Gaussian form).
+    """
+
+    x_t: Tensor
+    sigma: Tensor
+    remainder: Tensor
+    variance: Tensor | None = None
+
+
+class Recorruption(ABC):
+    """One way to corrupt further. All tensors are (B, C, [Z,] Y, X); `valid` is False at voxels not to be trusted."""
+
+    corruption: Literal["photon", "gaussian"]
+    sigma_y: float
+    """The measurement's own noise level, in scaled intensity: the lowest that data alone can teach."""
+
+    @abstractmethod
+    def measure(self, counts: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Show the measurement itself to the denoiser: photo-electrons to scaled intensity."""
+
+    @abstractmethod
+    def recorrupt(
+        self, counts: Tensor, valid: Tensor | None, sigma: Tensor, generator: torch.Generator | None
+    ) -> Further:
+        """Corrupt photo-electrons further, to the levels `sigma` (B,), each above `sigma_y`."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, further: Further) -> Tensor:
+        """Give the loss per voxel of the denoiser's prediction; its expectation is least at E[clean | x_t]."""
+
+    @abstractmethod
+    def agreement(self, prediction: Tensor, taught: Tensor) -> Tensor:
+        """Give the distance per voxel of a prediction from another's answers; least at the mean of those answers."""
+
+    @abstractmethod
+    def photons(self, prediction: Tensor) -> Tensor:
+        """Turn a prediction (scaled intensity) into expected photo-electrons."""
+
+    @abstractmethod
+    def scaled(self, photons: Tensor) -> Tensor:
+        """Turn expected photo-electrons into the prediction that stands for them (undoes `photons`)."""
+
+
+class Thinning(Recorruption):
+    """Binomial thinning of photo-electrons, exact for whole counts and to second moments for real ones."""
+
+    corruption = "photon"
+    sigma_y = 1.0
+
+    def measure(self, counts: Tensor, valid: Tensor | None = None) -> Tensor:
+        """See `Recorruption.measure`."""
+        return stabilise(fill(counts, valid), 1.0)
+
+    def recorrupt(
+        self, counts: Tensor, valid: Tensor | None, sigma: Tensor, generator: torch.Generator | None
+    ) -> Further:
+        """See `Recorruption.recorrupt`; sigma = 1/√p."""
+        exposure = _per_sample(sigma.square().reciprocal(), counts)
+        thinned = thin(counts, exposure, generator)
+        return Further(stabilise(fill(thinned, valid), exposure), sigma, counts - thinned)
+
+    def loss(self, prediction: Tensor, further: Further) -> Tensor:
+        """Poisson deviance of k₂ given the rate (1 - p) λ, per voxel."""
+        exposure = _per_sample(further.sigma.square().reciprocal(), prediction)
+        rate = self.photons(prediction)
+        return (1 - exposure) * rate - further.remainder * rate.log()
+
+    def agreement(self, prediction: Tensor, taught: Tensor) -> Tensor:
+        """Poisson deviance of the prediction's rate from the taught rate (zero where they agree)."""
+        rate, goal = self.photons(prediction), self.photons(taught)
+        return rate - goal - goal * (rate / goal).log()
+
+    def photons(self, prediction: Tensor) -> Tensor:
+        """λ = z²/4: the Poisson likelihood is equally curved everywhere in this parametrisation."""
+        return prediction.square() / 4 + FLOOR
+
+    def scaled(self, photons: Tensor) -> Tensor:
+        """z = 2 √λ."""
+        return 2 * (photons - FLOOR).clamp_min(0).sqrt()
+
+
+class Gaussian(Recorruption):
+    """Gaussian recorruption after the stabilising transform, with measured variance and known correlation.
+
+    Parameters
+    ----------
+    read : float
+        Read noise, photo-electrons: chooses the stabilising transform's table.
+    correlation : ndarray or None
+        Noise autocorrelation, odd-sized, centre 1; over (Y, X) or (Z, Y, X).
+    pilot : float
+        Standard deviation, in voxels, of the Gaussian that blurs the measurement into the pilot estimate from which
+        the stabilised variance of each voxel is looked up.
+    """
+
+    corruption = "gaussian"
+
+    def __init__(
+        self, read: float = 0.0, correlation: NDArray[np.float64] | None = None, *, pilot: float = 2.0
+    ) -> None:
+        levels, means, variances = stabilising_table(read)
+        grid = np.linspace(means[0], means[-1], 4096)
+        self._inverse = torch.tensor(np.interp(grid, means, levels), dtype=torch.float32)
+        self._low, self._high = float(means[0]), float(means[-1])
+        root = np.linspace(0.0, math.sqrt(levels[-1]), 4096)
+        self._variance = torch.tensor(np.interp(root**2, levels, variances), dtype=torch.float32)
+        self._root_high = float(root[-1])
+        self._pilot = pilot
+        self.correlation = correlation
+        self._radius = 0 if correlation is None else max(correlation.shape) // 2
+        self._peak = 1.0 if correlation is None else float(spectrum(correlation, (64,) * correlation.ndim).max())
+        self.sigma_y = math.sqrt(self._peak * float(variances.max()))
+
+    def measure(self, counts: Tensor, valid: Tensor | None = None) -> Tensor:
+        """See `Recorruption.measure`."""
+        return stabilise(fill(counts, valid), 1.0)
+
+    def variance(self, counts: Tensor) -> Tensor:
+        """Stabilised variance V of each voxel, from a blurred pilot of the photo-electrons."""
+        root = blur(counts, self._pilot).clamp_min(0).sqrt()
+        return _look_up(self._variance, root / self._root_high)
+
+    def recorrupt(
+        self, counts: Tensor, valid: Tensor | None, sigma: Tensor, generator: torch.Generator | None
+    ) -> Further:
+        """See `Recorruption.recorrupt`."""
+        filled = fill(counts, valid)
+        return self.recorrupt_scaled(stabilise(filled, 1.0), self.variance(filled), sigma, generator)
+
+    def recorrupt_scaled(
+        self, z: Tensor, variance: Tensor, sigma: Tensor, generator: torch.Generator | None = None
+    ) -> Further:
+        """Corrupt scaled intensity further: add e of covariance sigma² I - S, with S = V^½ C V^½.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, C, [Z,] Y, X)
+            Scaled intensity with noise of covariance S.
+        variance : Tensor, shape of `z`
+            V, the variance of each voxel.
+        sigma : Tensor, shape (B,)
+            Level wanted; sigma² at least the largest eigenvalue of S.
+        generator : torch.Generator, optional
+            Source of e.
+
+        Returns
+        -------
+        Further
+        """
+        extra = _per_sample(sigma.square(), z) - self._peak * variance
+        noise = extra.clamp_min(0).sqrt() * _randn_like(z, generator)
+        if self.correlation is not None:
+            noise = noise + variance.sqrt() * self._filtered(z, generator)
+        return Further(z + noise, sigma, z, variance)
+
+    def loss(self, prediction: Tensor, further: Further) -> Tensor:
+        """‖D + (S/sigma²)(x_t - D) - z‖² / max(α, .05), α = 1 - V/sigma²: the weight that α² alone would starve."""
+        assert further.variance is not None
+        level = _per_sample(further.sigma.square(), prediction)
+        alpha = 1 - further.variance / level
+        residual = prediction + self.apply_covariance(further.x_t - prediction, further.variance) / level
+        return (residual - further.remainder).square() / alpha.clamp_min(0.05)
+
+    def apply_covariance(self, x: Tensor, variance: Tensor) -> Tensor:
+        """Give S x = V^½ C V^½ x."""
+        if self.correlation is None:
+            return variance * x
+        root = variance.sqrt()
+        return root * _correlate(root * x, self.correlation)
+
+    def agreement(self, prediction: Tensor, taught: Tensor) -> Tensor:
+        """Squared difference."""
+        return (prediction - taught).square()
+
+    def photons(self, prediction: Tensor) -> Tensor:
+        """Exact unbiased inverse of the transform, by table; above it λ = z²/4 - 1/8."""
+        inside = _look_up(self._inverse, (prediction - self._low) / (self._high - self._low))
+        return torch.where(prediction > self._high, prediction.square() / 4 - 0.125, inside)
+
+    def scaled(self, photons: Tensor) -> Tensor:
+        """E[z | λ] to second order."""
+        return 2 * (photons + 0.125).clamp_min(0).sqrt()
+
+    def _filtered(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Noise of covariance c I - C, made on a larger torus so that opposite edges are not tied together."""
+        assert self.correlation is not None
+        dims = self.correlation.ndim
+        sizes = [n + 2 * self._radius for n in like.shape[-dims:]]
+        transfer = np.sqrt(np.maximum(self._peak - spectrum(self.correlation, tuple(sizes)), 0.0))
+        white = torch.randn(
+            (*like.shape[:-dims], *sizes), generator=generator, device=like.device, dtype=like.dtype
+        )
+        axes = tuple(range(-dims, 0))
+        gain = torch.as_tensor(transfer, dtype=like.dtype, device=like.device)
+        noise = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * gain, dim=axes).real
+        return noise[(..., *(slice(0, n) for n in like.shape[-dims:]))]
+
+
+def choose_form(noises: Sequence[NoiseModel], form: Form = "auto") -> Literal["thinning", "gaussian"]:
+    """Settle on one form for all noise models of a training: thinning only if every fit allows it."""
+    if form not in ("auto", "thinning", "gaussian"):
+        raise ValueError(f"form is {form!r}; choose auto, thinning or gaussian")
+    if form != "auto":
+        return form
+    return "thinning" if all(noise.form == "thinning" for noise in noises) else "gaussian"
+
+
+def choose_recorruption(noises: Sequence[NoiseModel], form: Form = "auto") -> Recorruption:
+    """Give the recorruption that the fitted noise models of a training ask for.
+
+    Parameters
+    ----------
+    noises : sequence of NoiseModel
+        The fits, one per channel and stack.
+    form : {"auto", "thinning", "gaussian"}
+        Overrule the fits.
+
+    Returns
+    -------
+    Recorruption
+        Its read noise and correlation are the medians over the fits.
+    """
+    if choose_form(noises, form) == "thinning":
+        return Thinning()
+    reads = [
+        0.0 if n.read_noise is None else float(np.median(np.divide(n.read_noise, n.gain))) for n in noises
+    ]
+    correlated = [n.correlation for n in noises if n.correlation is not None]
+    same = [c for c in correlated if c.shape == correlated[0].shape]
+    # few distinct tables: the transform hardly depends on the third digit of the read noise
+    return Gaussian(float(f"{np.median(reads):.2g}"), np.median(same, axis=0) if same else None)
+
+
+def to_photons(values: NDArray[np.float32], noise: NoiseModel, rows: slice, columns: slice) -> NDArray[np.float32]:
+    """Turn camera counts into photo-electrons above zero: ``(y - zero) / gain``.
+
+    Parameters
+    ----------
+    values : ndarray, shape (..., Y, X)
+        Camera counts of the region `rows` × `columns` of the camera.
+    noise : NoiseModel
+        The camera; per-pixel maps are cut to the region.
+    rows, columns : slice
+        Where the region lies on the camera.
+
+    Returns
+    -------
+    ndarray of float32
+        Mean and variance of each voxel are equal, but for hot pixels.
+    """
+    zero, gain = (at(np.asarray(v), rows, columns) for v in (noise.zero, noise.gain))
+    return np.asarray((values - zero) / gain, dtype=np.float32)
+
+
+def from_photons(photons: NDArray[np.float32], noise: NoiseModel, rows: slice, columns: slice) -> NDArray[np.float32]:
+    """Undo `to_photons`."""
+    zero, gain = (at(np.asarray(v), rows, columns) for v in (noise.zero, noise.gain))
+    return np.asarray(zero + gain * photons, dtype=np.float32)
+
+
+def at(map_: NDArray[np.generic], rows: slice, columns: slice) -> NDArray[np.generic]:
+    """Cut a per-pixel map to a region; a single number stays as it is."""
+    return map_[rows, columns] if map_.ndim == 2 else map_
+
+
+def trusted(values: NDArray[np.float32], noise: NoiseModel, rows: slice, columns: slice) -> NDArray[np.bool_]:
+    """Say which voxels to learn from and to look at: not hot, finite."""
+    good = np.isfinite(values)
+    if noise.hot_pixels is not None:
+        good &= ~at(noise.hot_pixels, rows, columns).astype(bool)
+    return good
+
+
+def thin(counts: Tensor, exposure: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Thin photo-electrons: keep each with probability `exposure`.
+
+    Parameters
+    ----------
+    counts : Tensor, any shape
+        Photo-electrons; need not be whole. What lies below zero is shared out in proportion.
+    exposure : Tensor, broadcastable
+        Probability p, in (0, 1).
+    generator : torch.Generator, optional
+        Source of the draws.
+
+    Returns
+    -------
+    Tensor
+        k₁ with E[k₁ | k] = p k and, for k ≥ 0, Var(k₁ | k) = p (1 - p) k.
+    """
+    above = counts.clamp_min(0)
+    whole = above.floor()
+    fraction = above - whole
+    p = exposure.expand_as(counts)
+    # Binomial on the generator's device: not every accelerator has it
+    device = counts.device if counts.device.type in ("cpu", "cuda") else torch.device("cpu")
+    kept = torch.binomial(whole.to(device), p.to(device).contiguous(), generator=generator).to(counts.device)
+    size = 1 - p + p * fraction
+    uniform = torch.rand(counts.shape, generator=generator, device=device, dtype=counts.dtype).to(counts.device)
+    kept = kept + size * (uniform * size < p * fraction)
+    return kept + p * counts.clamp_max(0)
+
+
+def stabilise(counts: Tensor, exposure: Tensor | float) -> Tensor:
+    """Scaled intensity z = 2 √((k + 3/8)/p) of photo-electrons counted at exposure p; noise level 1/√p."""
+    return 2 * ((counts + ANSCOMBE) / exposure).clamp_min(0).sqrt()
+
+
+def fill(counts: Tensor, valid: Tensor | None) -> Tensor:
+    """Replace voxels not to be trusted by the mean of their trusted neighbours in the plane.
+
+    The window grows (3, 5, 9, 17 voxels) until every hole has a neighbour; what is left becomes zero.
+    """
+    if valid is None or bool(valid.all()):
+        return counts
+    flat = counts.reshape(-1, 1, *counts.shape[-2:])
+    good = valid.expand_as(counts).reshape(flat.shape)
+    mask = good.to(flat.dtype)
+    clean = torch.where(good, flat, torch.zeros_like(flat))
+    result, missing = clean, ~good
+    for radius in (1, 2, 4, 8):
+        total, weight = (
+            functional.avg_pool2d(v, 2 * radius + 1, stride=1, padding=radius) for v in (clean, mask)
+        )
+        found = missing & (weight > 1e-6)
+        result = torch.where(found, total / weight.clamp_min(1e-6), result)
+        missing = missing & ~found
+        if not bool(missing.any()):
+            break
+    return result.reshape(counts.shape)
+
+
+def blur(x: Tensor, width: float) -> Tensor:
+    """Blur the plane with a Gaussian of standard deviation `width` voxels, reflecting at the borders."""
+    radius = min(math.ceil(3 * width), x.shape[-1] - 1, x.shape[-2] - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / width).square())
+    kernel = kernel / kernel.sum()
+    flat = functional.pad(x.reshape(-1, 1, *x.shape[-2:]), (radius,) * 4, mode="reflect")
+    flat = functional.conv2d(functional.conv2d(flat, kernel.reshape(1, 1, -1, 1)), kernel.reshape(1, 1, 1, -1))
+    return flat.reshape(x.shape)
+
+
+def spectrum(correlation: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Power spectrum of noise with the given autocorrelation, on a periodic grid; never negative."""
+    grid = np.zeros(shape)
+    for index, value in np.ndenumerate(correlation):
+        shifted = tuple((i - n // 2) % m for i, n, m in zip(index, correlation.shape, shape, strict=True))
+        grid[shifted] += value
+    return np.maximum(np.fft.fftn(grid).real, 0.0)
+
+
+def _correlate(x: Tensor, correlation: NDArray[np.float64]) -> Tensor:
+    """Convolve with a (symmetric) autocorrelation; zero outside."""
+    kernel = torch.as_tensor(correlation, dtype=x.dtype, device=x.device)[None, None]
+    padding = [n // 2 for n in correlation.shape]
+    if correlation.ndim == 3:
+        return functional.conv3d(x, kernel, padding=padding)
+    return functional.conv2d(x.reshape(-1, 1, *x.shape[-2:]), kernel, padding=padding).reshape(x.shape)
+
+
+def _look_up(table: Tensor, position: Tensor) -> Tensor:
+    """Interpolate a table over [0, 1] linearly, clamped at its ends."""
+    table = table.to(device=position.device, dtype=position.dtype)
+    place = position.clamp(0, 1) * (len(table) - 1)
+    low = place.floor().clamp_max(len(table) - 2)
+    index = low.long()
+    return torch.lerp(table[index], table[index + 1], place - low)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -1,0 +1,85 @@
+"""How to train: the settings, apart from the loop so that they can be shown without loading torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .choices import Dims, Form, Precision, Size
+
+
+class TrainingError(ValueError):
+    """Training cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps.
+    batch : int
+        Crops per step, over all processes.
+    patch : tuple of int, optional
+        Crop size in voxels, (Y, X) or (Z, Y, X), multiples of the network's stride; chosen to fit if left out.
+    size : {"small", "medium", "large"}
+        Network size; `small` is for a CPU.
+    dims : {"auto", "2D", "2.5D", "3D"}
+        Planes alone, planes with their neighbours, or volumes. `auto`: 3D from 8 slices on, 2.5D from 3.
+    slices : int
+        Neighbouring slices seen together in 2.5D; odd.
+    form : {"auto", "thinning", "gaussian"}
+        Form of recorruption; `auto` follows the fitted noise.
+    learning_rate : float
+        Peak learning rate.
+    warm_up : int
+        Steps until the peak.
+    average : float
+        Decay of the moving average of the weights.
+    clip : float
+        Largest norm of the gradient.
+    held_out : float
+        Share of the data kept for validation, 0 to 0.5.
+    validations : int
+        How often to validate during the training.
+    checkpoint_every : int
+        Steps between checkpoints.
+    precision : {"auto", "float32", "bfloat16"}
+        Arithmetic of the convolutions in training; restoring is always float32.
+    memory : int
+        Megabytes of image blocks held in memory.
+    seed : int
+        Seed of everything random.
+    """
+
+    steps: int = 3000
+    batch: int = 8
+    patch: tuple[int, ...] | None = None
+    size: Size = "small"
+    dims: Dims = "auto"
+    slices: int = 5
+    form: Form = "auto"
+    learning_rate: float = 2e-3
+    warm_up: int = 50
+    average: float = 0.995
+    clip: float = 1.0
+    held_out: float = 0.1
+    validations: int = 20
+    checkpoint_every: int = 500
+    precision: Precision = "auto"
+    memory: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "memory"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.slices % 2 == 0 or self.slices < 1:
+            raise TrainingError(f"slices is {self.slices}; it must be odd (the slice in the middle is restored)")
+        if not 0 <= self.held_out <= 0.5:
+            raise TrainingError(f"held_out is {self.held_out}; it must be between 0 and 0.5")
+        if not self.learning_rate > 0:
+            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be positive")
+        if self.dims not in ("auto", "2D", "2.5D", "3D"):
+            raise TrainingError(f"dims is {self.dims!r}; choose auto, 2D, 2.5D or 3D")

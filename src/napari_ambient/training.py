@@ -1,0 +1,518 @@
+"""Train a prior: one loop for every objective.
+
+`iter_train` is a generator: it yields a `Step` after each step, and whoever iterates it owns progress, preview and
+stopping. Leaving the loop at any step leaves a usable prior, ``step.prior()``, whose weights are the exponential
+moving average. Everything drawn at a step depends on (seed, step, rank), so that a training resumed from a checkpoint,
+also after the process was killed, ends with the very weights of one that was not interrupted.
+
+Adam with a cosine schedule and clipped gradients, bfloat16 where it pays, `DistributedDataParallel` under `torchrun`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from . import __version__
+from .choices import ObjectiveName
+from .denoiser import Denoiser, Scale
+from .devices import autocast, choose_device, memory_errors
+from .networks.unet import UNet, UNetArguments, choose_arguments
+from .noise import NoiseModel
+from .noise_fit import fit_noise
+from .objectives import OBJECTIVES, Batch, Objective
+from .prior import Prior, PriorError, Record, place, representative, write_whole
+from .recorruption import Thinning, choose_form, choose_recorruption, stabilise, to_photons, trusted
+from .train_config import TrainConfig, TrainingError
+from .volumes import Volume
+from .volumes.patches import Crop, PatchStream
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step brought.
+
+    Parameters
+    ----------
+    index : int
+        Steps done so far, from 1.
+    total : int
+        Steps to do.
+    losses : dict of str to float
+        Terms of the loss.
+    validation : float or None
+        Held-out loss, at the steps that validate.
+    seconds : float
+        Time of training so far, in this process.
+    """
+
+    index: int
+    total: int
+    losses: dict[str, float]
+    validation: float | None
+    seconds: float
+    _training: _Training
+
+    def prior(self) -> Prior:
+        """Give the prior as it is now: a copy that further steps do not touch."""
+        return self._training.prior(self.index)
+
+    def checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint into the folder `path`, from which `iter_train(..., resume=True)` goes on."""
+        self._training.save_checkpoint(Path(path), self.index)
+
+
+def train(
+    volume: Volume | Sequence[Volume],
+    noise: NoiseModel | Sequence[NoiseModel] | None = None,
+    *,
+    objective: ObjectiveName = "ambient",
+    target: Volume | Sequence[Volume] | None = None,
+    config: TrainConfig | None = None,
+    device: torch.device | str | None = None,
+) -> Prior:
+    """Train a prior from noisy stacks.
+
+    Parameters
+    ----------
+    volume : Volume or sequence of Volume
+        Noisy stacks of one kind of structure, in camera counts.
+    noise : NoiseModel or sequence, optional
+        The camera's noise: one model for everything, or one per stack and channel (stack by stack). Fitted to each
+        stack if left out.
+    objective : {"ambient", "blind_spot", "noise2noise", "supervised"}
+        What to minimise.
+    target : Volume or sequence of Volume, optional
+        Clean stacks, for ``objective="supervised"``.
+    config : TrainConfig, optional
+        How to train.
+    device : torch.device or str, optional
+        Where; CUDA, MPS or CPU, whichever is there.
+
+    Returns
+    -------
+    Prior
+
+    Raises
+    ------
+    TrainingError, VolumeError, NoiseFitError
+        If the data cannot be trained on; the message says why and what to do.
+    """
+    last = None
+    for last in iter_train(volume, noise, objective=objective, target=target, config=config, device=device):
+        pass
+    assert last is not None
+    return last.prior()
+
+
+def iter_train(
+    volume: Volume | Sequence[Volume],
+    noise: NoiseModel | Sequence[NoiseModel] | None = None,
+    *,
+    objective: ObjectiveName = "ambient",
+    target: Volume | Sequence[Volume] | None = None,
+    config: TrainConfig | None = None,
+    device: torch.device | str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Iterator[Step]:
+    """Train a prior, step by step; see `train` for the other parameters.
+
+    Parameters
+    ----------
+    folder : path-like, optional
+        The bundle to be; a checkpoint is written into it every `config.checkpoint_every` steps.
+    resume : bool
+        Go on from the checkpoint in `folder`, with the same data and configuration.
+
+    Yields
+    ------
+    Step
+        After each step. Stop iterating whenever the prior is good enough.
+    """
+    config = config or TrainConfig()
+    volumes = [volume] if isinstance(volume, Volume) else list(volume)
+    targets = [target] if isinstance(target, Volume) else (None if target is None else list(target))
+    with memory_errors():
+        training = _Training(volumes, noise, objective, targets, config, device)
+        first = 0
+        if resume:
+            if folder is None:
+                raise TrainingError("resume needs the folder of the unfinished training")
+            first = training.load_checkpoint(Path(folder))
+        path = None if folder is None or training.rank else Path(folder)
+        yield from training.run(first, path)
+
+
+class _Training:
+    """The state of one training: denoiser, moving average, optimiser and the stream of crops."""
+
+    def __init__(
+        self,
+        volumes: list[Volume],
+        noise: NoiseModel | Sequence[NoiseModel] | None,
+        objective: ObjectiveName,
+        targets: list[Volume] | None,
+        config: TrainConfig,
+        device: torch.device | str | None,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise TrainingError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+        if not volumes:
+            raise TrainingError("no volume was given; training needs at least one stack")
+        self.config, self.volumes = config, volumes
+        self.rank, self.world = _join_processes()
+        self.device = choose_device(device)
+        self.channels = _channels(volumes)
+        dims, depth = _choose_dims(volumes[0], config)
+        arguments = choose_arguments(
+            config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
+        )
+        patch = _choose_patch(volumes, arguments, config, depth)
+        kind = OBJECTIVES[objective]
+        self.stream = PatchStream(
+            volumes,
+            patch=patch,
+            partner=kind.partner,
+            targets=targets,
+            held_out=config.held_out,
+            seed=config.seed,
+            memory=config.memory * 2**20,
+            square=_square(volumes),
+        )
+        self.noises = _noise_models(volumes, self.channels, noise)
+        flat = [n for row in self.noises for n in row]
+        self.form = choose_form(flat, config.form)
+        self.objective: Objective = kind(choose_recorruption(flat, self.form))
+        torch.manual_seed(config.seed)
+        self.denoiser = Denoiser(UNet(arguments), self._scales()).to(self.device)
+        if dims == 2:
+            self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
+        self.average.requires_grad_(False)
+        self.optimiser = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self.history: list[dict[str, Any]] = []
+        self.kind = objective
+
+    def run(self, first: int, folder: Path | None) -> Iterator[Step]:
+        """Take the steps from `first` on."""
+        config = self.config
+        model: torch.nn.Module = self.denoiser
+        if self.world > 1:
+            model = DistributedDataParallel(self.denoiser)
+        every = max(1, config.steps // max(1, config.validations))
+        begin = time.perf_counter()
+        for index in range(first + 1, config.steps + 1):
+            rate = config.learning_rate * schedule(index, config.steps, config.warm_up)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            batch = self.batch(
+                self.stream.crops(index, max(1, config.batch // self.world), self.rank), index / config.steps
+            )
+            with autocast(self.device, config.precision):
+                terms = self.objective.losses(model, self.average, batch, self.generator(index))
+            total = sum(terms.values(), start=torch.zeros((), device=self.device))
+            self.optimiser.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
+            losses = {name: float(value.detach()) for name, value in terms.items()}
+            if not (math.isfinite(sum(losses.values())) and bool(torch.isfinite(norm))):
+                raise TrainingError(
+                    f"the loss became {losses} at step {index}; lower learning_rate (now {config.learning_rate:g}), "
+                    "and check that the noise fit suits the data (napari-ambient fit-noise)"
+                )
+            self.optimiser.step()
+            self.average.update_parameters(self.denoiser)
+            validation = None
+            if self.stream.has_validation and (index % every == 0 or index == config.steps):
+                validation = self.validate()
+                self.history.append({"step": index, "validation": validation, **losses})
+            if folder is not None and (index % config.checkpoint_every == 0 and index < config.steps):
+                self.save_checkpoint(folder, index)
+            yield Step(index, config.steps, losses, validation, time.perf_counter() - begin, self)
+
+    def batch(self, crops: Sequence[Crop], progress: float) -> Batch:
+        """Turn crops of camera counts into a batch of photo-electrons."""
+        counts, valid, learn, partners = [], [], [], []
+        for crop in crops:
+            where = crop.place
+            noise = self.noises[where.volume][where.channel]
+            good = trusted(crop.values, noise, where.y, where.x)
+            if not np.isfinite(crop.values).all():
+                raise TrainingError(
+                    f"{self.volumes[where.volume].name or 'the volume'} holds NaN or infinite values near "
+                    f"T={where.time}, Z={where.z.start}, Y={where.y.start}, X={where.x.start}; "
+                    "crop them away or replace them"
+                )
+            photons = to_photons(crop.values, noise, where.y, where.x)
+            below = np.isfinite(photons) if noise.saturation is None else crop.values < noise.saturation
+            counts.append(crop.turned(photons))
+            valid.append(crop.turned(good))
+            learn.append(crop.turned(good & below))
+            if crop.partner is not None:
+                partners.append(crop.turned(to_photons(crop.partner, noise, where.y, where.x)))
+        stack = [np.stack(a) for a in (counts, valid, learn, *([partners] if partners else []))]
+        if self.denoiser.arguments.dims == 3:
+            stack = [a[:, None] for a in stack]
+        tensors = [torch.from_numpy(a).to(self.device) for a in stack]
+        channel = torch.tensor([crop.place.channel for crop in crops], device=self.device)
+        partner = tensors[3] if partners else None
+        return Batch(tensors[0], tensors[1], tensors[2], channel, partner, progress)
+
+    def generator(self, index: int) -> torch.Generator:
+        """Give the generator of one step's corruption."""
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        state = np.random.SeedSequence([self.config.seed, 5, index, self.rank]).generate_state(1, np.uint64)
+        return torch.Generator(device).manual_seed(int(state[0] >> 1))
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Give the moving average's held-out loss."""
+        batch = self.batch(self.stream.validation_crops(16), 1.0)
+        with autocast(self.device, self.config.precision):
+            return float(self.objective.validation(self.average.module, batch, self.generator(0)))
+
+    def prior(self, index: int) -> Prior:
+        """Copy the moving average into a prior."""
+        denoiser = Denoiser(UNet(self.denoiser.arguments), [Scale(*s) for s in self.denoiser.scales.tolist()])  # type: ignore[operator]
+        denoiser.load_state_dict({k: v.detach().cpu() for k, v in self.average.module.state_dict().items()})
+        denoiser.eval().requires_grad_(False)
+        first = self.volumes[0]
+        record = Record(
+            objective=self.kind,
+            form="thinning" if isinstance(self.objective.recorruption, Thinning) else "gaussian",
+            axes=first.axes,
+            voxel_size=dict(first.voxel_size),
+            channel_names=tuple(first.channel_names),
+            config=asdict(self.config),
+            step=index,
+            history=tuple(self.history),
+            sources=tuple(v.name for v in self.volumes),
+            version=__version__,
+        )
+        noise = tuple(representative([row[c] for row in self.noises]) for c in range(self.channels))
+        return place(Prior(denoiser, noise, record), self.device)
+
+    def save_checkpoint(self, folder: Path, index: int) -> None:
+        """Write the prior so far and all that is needed to go on."""
+        self.prior(index).save(folder, overwrite=True)
+        tensors = {f"model.{k}": v for k, v in self.denoiser.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        facts = {"step": index, "history": self.history, "fingerprint": self._fingerprint()}
+        content = save_tensors(tensors, metadata={"training": json.dumps(facts)})
+        try:
+            write_whole(folder / CHECKPOINT, content)
+        except OSError as error:
+            raise PriorError(
+                f"could not write the checkpoint {folder / CHECKPOINT} ({len(content)} bytes): "
+                f"{error.strerror or error}; make room. The prior after {index} steps is in {folder}"
+            ) from error
+
+    def load_checkpoint(self, folder: Path) -> int:
+        """Restore the state of a checkpoint and give its step."""
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            raise TrainingError(f"{folder} holds no {CHECKPOINT}; there is nothing to resume, train anew")
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["training"])
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise TrainingError(f"{path} is damaged ({error}); train anew") from error
+        if facts["fingerprint"] != self._fingerprint():
+            differences = [k for k, v in self._fingerprint().items() if facts["fingerprint"].get(k) != v]
+            raise TrainingError(
+                f"{path} belongs to a training with other {', '.join(differences)}; resume with the same data and "
+                "configuration, or train anew"
+            )
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.denoiser.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        state = self.optimiser.state_dict()
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimiser.").items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = value
+        state["state"] = moments
+        self.optimiser.load_state_dict(state)
+        self.history = list(facts["history"])
+        return int(facts["step"])
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same to resume (as JSON gives it back)."""
+        facts = {
+            **asdict(replace(self.config, checkpoint_every=1)),
+            "objective": self.kind,
+            "volumes": [[v.axes, list(v.shape)] for v in self.volumes],
+            "gain": [[float(np.median(n.gain)) for n in row] for row in self.noises],
+        }
+        result: dict[str, Any] = json.loads(json.dumps(facts))
+        return result
+
+    def _scales(self) -> list[Scale]:
+        """Mean and spread of the clean scaled intensity per channel: the measured spread less the noise's."""
+        crops = self.stream.crops(0, 128)
+        scales = []
+        for channel in range(self.channels):
+            values = []
+            for crop in (c for c in crops if c.place.channel == channel):
+                where = crop.place
+                noise = self.noises[where.volume][channel]
+                photons = to_photons(crop.values, noise, where.y, where.x)
+                values.append(photons[trusted(crop.values, noise, where.y, where.x)])
+            photons = np.concatenate(values) if values else np.zeros(1, np.float32)
+            z = stabilise(torch.from_numpy(photons), 1.0)
+            variance = float(z.var(correction=0))
+            if variance == 0:
+                raise TrainingError(
+                    f"channel {channel} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned "
+                    "from it: choose other channels with --channel"
+                )
+            scales.append(Scale(float(z.mean()), math.sqrt(max(variance - 1, 0.1 * variance))))
+        return scales
+
+
+def schedule(step: int, steps: int, warm_up: int) -> float:
+    """Learning rate relative to its peak: linear warm-up, then a cosine to 2 %."""
+    rise = min(1.0, step / max(1, min(warm_up, steps // 4)))
+    return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _decay(target: float) -> Any:
+    """Moving average whose memory grows with the number of steps, up to the target decay."""
+
+    def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        decay = min(target, (1 + int(count)) / (10 + int(count)))
+        return torch.lerp(mean, value, 1 - decay)
+
+    return average
+
+
+def _join_processes() -> tuple[int, int]:
+    """Join the processes that `torchrun` started; (0, 1) without it."""
+    if "RANK" not in os.environ or not torch.distributed.is_available():
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _channels(volumes: Sequence[Volume]) -> int:
+    counts = {dict(zip(v.axes, v.shape, strict=True)).get("C", 1) for v in volumes}
+    if len(counts) > 1:
+        raise TrainingError(f"the volumes have {sorted(counts)} channels; train on volumes with the same channels")
+    return int(counts.pop())
+
+
+def _noise_models(
+    volumes: Sequence[Volume], channels: int, noise: NoiseModel | Sequence[NoiseModel] | None
+) -> list[list[NoiseModel]]:
+    """One noise model per volume and channel."""
+    if noise is None:
+        return [
+            [fit_noise(v.channel(c) if "C" in v.axes else v) for c in range(channels)] for v in volumes
+        ]
+    if isinstance(noise, NoiseModel):
+        return [[noise] * channels for _ in volumes]
+    models = list(noise)
+    if len(models) == channels:
+        return [models for _ in volumes]
+    if len(models) == channels * len(volumes):
+        return [models[v * channels : (v + 1) * channels] for v in range(len(volumes))]
+    raise TrainingError(
+        f"{len(models)} noise models for {len(volumes)} volumes of {channels} channels; give 1, {channels} or "
+        f"{channels * len(volumes)}"
+    )
+
+
+def _choose_dims(volume: Volume, config: TrainConfig) -> tuple[int, int]:
+    """Dimensions of the network, and how many slices are its channels."""
+    slices = dict(zip(volume.axes, volume.shape, strict=True)).get("Z", 1)
+    dims = config.dims
+    if dims == "auto":
+        dims = "3D" if slices >= 8 else "2.5D" if slices >= 3 else "2D"
+    if dims == "2D":
+        return 2, 1
+    if slices < 2:
+        raise TrainingError(
+            f"dims is {dims}, but {volume.name or 'the volume'} has axes {volume.axes} {volume.shape}: no Z to see; "
+            "use dims='2D', or name the axes (axes='ZYX')"
+        )
+    if dims == "3D":
+        return 3, 1
+    return 2, min(config.slices, slices if slices % 2 else slices - 1)
+
+
+def _anisotropy(volume: Volume) -> float:
+    sizes = volume.voxel_size
+    z, x = sizes.get("Z"), sizes.get("X")
+    return z / x if z and x else 1.0
+
+
+def _square(volumes: Sequence[Volume]) -> bool:
+    """Whether quarter turns leave the physics alone: equal, or equally unknown, voxel sizes along Y and X."""
+    return all(
+        v.voxel_size.get("Y") is None
+        or v.voxel_size.get("X") is None
+        or math.isclose(v.voxel_size["Y"] or 1, v.voxel_size["X"] or 1, rel_tol=1e-3)
+        for v in volumes
+    )
+
+
+def _choose_patch(
+    volumes: Sequence[Volume], arguments: UNetArguments, config: TrainConfig, depth: int
+) -> tuple[int, int, int]:
+    """Crop size (Z, Y, X): as asked, or the default cut to what the smallest volume holds."""
+    stride = UNet(arguments).stride
+    sizes = [dict(zip(v.axes, v.shape, strict=True)) for v in volumes]
+    room = [min(s.get(axis, 1) for s in sizes) for axis in "ZYX"]
+    default = (16, 48, 48) if arguments.dims == 3 else (64, 64)
+    if config.patch is not None:
+        patch = tuple(config.patch)
+        if len(patch) != arguments.dims or any(p % s or p <= 0 for p, s in zip(patch, stride, strict=True)):
+            raise TrainingError(
+                f"patch is {patch}; give {arguments.dims} positive multiples of {stride} "
+                f"({'Z, Y, X' if arguments.dims == 3 else 'Y, X'})"
+            )
+    else:
+        # at least two strides, so that the coarsest level still sees a neighbour
+        patch = tuple(
+            max(min(d, n // s * s), s)
+            for d, n, s in zip(default, room[-arguments.dims :], stride, strict=True)
+        )
+    full = (1,) * (3 - len(patch)) + patch
+    if arguments.dims == 2:
+        full = (depth, *full[1:])
+    if any(p > n for p, n in zip(full, room, strict=True)):
+        raise TrainingError(
+            f"the smallest volume has (Z, Y, X) = {tuple(room)} voxels, fewer than the patch {full}; "
+            f"train on larger images, or choose a smaller patch (a multiple of {stride})"
+        )
+    return full
+
+
+__all__ = ["Step", "TrainConfig", "TrainingError", "iter_train", "schedule", "train"]
