@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from napari_ambient.noise_fit import fit_noise
     from napari_ambient.prior import Prior, load_prior
     from napari_ambient.restoration import restore
-    from napari_ambient.training import TrainConfig, iter_train, train
+    from napari_ambient.train_config import TrainConfig
+    from napari_ambient.training import iter_train, train
     from napari_ambient.volumes import Volume, iter_save_volume, open_volume, save_volume
 
 __version__ = "0.1.0.dev0"
@@ -41,7 +42,7 @@ __all__ = [
 _MODULE_OF = {
     "NoiseModel": "noise",
     "Prior": "prior",
-    "TrainConfig": "training",
+    "TrainConfig": "train_config",
     "Volume": "volumes",
     "fit_noise": "noise_fit",
     "iter_save_volume": "volumes",

@@ -49,6 +49,10 @@ class Denoiser(nn.Module):
         if not scales or any(not math.isfinite(s.centre) or not s.spread > 0 for s in scales):
             raise ValueError(f"scales are {list(scales)}; each needs a finite centre and a positive spread")
         self.network = network
+        first = network.embed[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            first.weight[:, 2] = 0  # until it is taught there, a measurement is taken for what its level says
         self.register_buffer("scales", torch.tensor([list(s) for s in scales], dtype=torch.float32))
 
     @property

@@ -85,8 +85,8 @@ class NoiseModel:
             raise ValueError(f"gain is {np.min(self.gain):g} ADU per photo-electron: it must be finite and above 0.")
         if not np.all(np.isfinite(self.intercept)):
             raise ValueError("intercept must be finite.")
-        if (self.offset is None) != (self.read_noise is None):
-            raise ValueError("offset and read_noise belong together (they split the intercept): give both or neither.")
+        if self.offset is None and self.read_noise is not None:
+            raise ValueError("a read noise without an offset does not fit the line: give the offset too, or neither.")
         if self.read_noise is not None and np.min(self.read_noise) < 0:
             raise ValueError(f"read_noise is {np.min(self.read_noise):g} ADU: it must be 0 or more.")
         if self.form not in ("thinning", "gaussian"):
@@ -147,14 +147,14 @@ class NoiseModel:
         -------
         ndarray of float64, same shape
             Counts with the mean and the variance of the model, clipped at saturation. With `correlation` the noise is
-            Gaussian; else photon noise (shifted Poisson when offset and read noise are unknown).
+            Gaussian; else photon noise (shifted Poisson when offset or read noise is unknown).
         """
         mean = np.asarray(mean, dtype=np.float64)
         if self.correlation is not None:
             noise = _correlated_noise(mean.shape, self.correlation, rng)
             y = mean + np.sqrt(self.variance(mean)) * noise
         else:
-            dark = self.zero if self.offset is None else self.offset
+            dark = self.zero if self.offset is None or self.read_noise is None else self.offset
             electrons = np.maximum((mean - dark) / self.gain, 0.0)
             y = mean + self.gain * (rng.poisson(electrons) - electrons)
             if self.read_noise is not None:
@@ -211,7 +211,7 @@ class NoiseModel:
         Returns
         -------
         ndarray of float64, same shape
-            Expected counts, ADU; never below the level without light (`offset`, or `zero` where that is unknown).
+            Expected counts, ADU; never below the level without light (`zero`, when offset or read noise is unknown).
         """
         return self._look_up(z, "inverse")
 

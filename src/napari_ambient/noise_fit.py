@@ -13,8 +13,9 @@ In the flow: before training; the NoiseModel it returns says how to corrupt furt
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, stats
 
 from .noise import NoiseModel, choose_form
-from .photon_transfer import Line, Plane, autocorrelation, best_line, brightness_bins
+from .photon_transfer import (
+    Line,
+    Plane,
+    autocorrelation,
+    best_line,
+    brightness_bins,
+    fit_line,
+    negative_correlation,
+    transfer_points,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,16 +43,21 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Kind = Literal["auto", "repeats", "frames", "single"]
 
-__all__ = ["NoiseFitError", "describe", "fit_noise", "plot_transfer"]
+__all__ = ["NoiseFitError", "NoiseFitWarning", "describe", "fit_noise", "plot_transfer"]
 
 _SMALLEST = 32
-_LARGEST_PLANE = 4096 * 4096
+_LARGEST_PLANE = 3200 * 3200
+_FIRST_LOOK = 600_000
 _CORRELATED_FRAMES = 0.1
 _CORRELATED_SINGLE = 0.2
 
 
 class NoiseFitError(ValueError):
     """The images do not determine their noise; the message says why and what to do."""
+
+
+class NoiseFitWarning(UserWarning):
+    """The images can be fitted, but something about them speaks against one noise model."""
 
 
 def fit_noise(
@@ -53,7 +68,7 @@ def fit_noise(
     offset: float | None = None,
     maps: Mapping[str, ArrayLike] | ArrayLike | None = None,
     axes: str | None = None,
-    budget: int = 2_000_000,
+    budget: int = 3_000_000,
 ) -> NoiseModel:
     """Fit the noise model of one channel.
 
@@ -104,8 +119,10 @@ def fit_noise(
     fits = [_Fit.run(frames, k, saturation, dark_level) for k in kinds]
     fit, notes = fits[0], list(frames.notes)
     if len(fits) == 2:
-        fit, note = _frames_or_single(*fits)
+        fit, note = _frames_or_single(frames, *fits)
         notes.append(note)
+    if fit.kind == "single":
+        _check_one_camera(frames, fit, saturation)
     return _model(fit, frames, saturation, dark_level, offset, notes)
 
 
@@ -169,7 +186,7 @@ def _read(data: Any, axes: str, kind: Kind, budget: int) -> _Frames:
     if whole:
         windows = [(slice(None), slice(None))]
     else:
-        side = 1024
+        side = max(256, int(np.sqrt(budget / 9)))
         rows = np.linspace(0, height - min(side, height), 3).astype(int)
         columns = np.linspace(0, width - min(side, width), 3).astype(int)
         windows = [(slice(r, r + side), slice(c, c + side)) for r, c in product(rows, columns)]
@@ -272,8 +289,10 @@ class _DarkLevel:
         count = len(frames)
         level = frames.mean(axis=0)
         typical = float(np.median(level))
-        spread = max(float(stats.median_abs_deviation(level, axis=None, scale="normal")), 1e-9)
-        hot = np.abs(level - typical) > 6 * max(spread, float(level[np.abs(level - typical) < 6 * spread].std()))
+        pattern = float(stats.median_abs_deviation(level, axis=None, scale="normal"))
+        temporal = float(np.median(frames.var(axis=0, ddof=1))) / count if count > 1 else 0.0
+        # 1/12: without any noise rounding alone moves a level by less than half a count.
+        hot = np.abs(level - typical) > 6 * np.sqrt(pattern**2 + temporal + 1 / 12)
         if count > 1:
             variance = frames.var(axis=0, ddof=1)
             good = variance[~hot]
@@ -306,25 +325,48 @@ class _Fit:
         same_shape = all(image.shape == shape for image in frames.images)
         if dark is not None and dark.hot.shape == shape:
             bad |= dark.hot
-        line = None
-        for _ in range(2):
-            planes = _planes(frames, kind, bad if same_shape else None, saturation)
-            bins = brightness_bins(planes)
-            correlation, uniform = autocorrelation(planes, bins)
-            try:
-                line = best_line(
-                    planes,
-                    bins,
-                    correlation=correlation if uniform else None,
-                    pinned=pinned,
-                    before=line,
-                    structure_free=kind == "repeats",
-                )
-            except ValueError as error:
-                raise NoiseFitError(str(error)) from error
-            if frames.whole and same_shape and not bad.any():
-                bad = bad | _hot_pixels(frames, planes, line, kind)
-        return cls(kind, line, correlation, uniform, bad if frames.whole and same_shape else None)
+        # A first look at a part of the planes finds the hot pixels and what is impossible; then all planes.
+        mask = bad if same_shape else None
+        planes = _planes(frames, kind, mask, saturation)
+        some = _evenly(planes, max(1, min(len(planes), _FIRST_LOOK // planes[0].level.size)))
+        bins = brightness_bins(some)
+        correlation, uniform = _correlation(some, bins, kind)
+        line = _line(some, bins, correlation, pinned, None, kind)
+        if frames.whole and same_shape:
+            mask = bad | _hot_pixels(frames, planes, line, kind)
+            planes = [replace(plane, bad=mask) for plane in planes]
+            some = _evenly(planes, len(some))
+            correlation, uniform = _correlation(some, bins, kind)
+        line = _line(planes, brightness_bins(planes), correlation, pinned, line, kind)
+        return cls(kind, line, correlation, uniform, mask if frames.whole else None)
+
+
+def _correlation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]], kind: Kind) -> tuple[Array, bool]:
+    correlation, uniform = autocorrelation(planes, bins)
+    if kind == "single" and not uniform:
+        return negative_correlation(planes, bins), False
+    return correlation, uniform
+
+
+def _line(
+    planes: Sequence[Plane],
+    bins: Sequence[NDArray[np.int16]],
+    correlation: Array,
+    pinned: tuple[float, float, float] | None,
+    before: Line | None,
+    kind: Kind,
+) -> Line:
+    try:
+        return best_line(
+            planes,
+            bins,
+            correlation=correlation,
+            pinned=pinned,
+            before=before,
+            structure_free=kind == "repeats",
+        )
+    except ValueError as error:
+        raise NoiseFitError(str(error)) from error
 
 
 def _planes(frames: _Frames, kind: Kind, bad: Mask | None, saturation: float | None) -> list[Plane]:
@@ -352,13 +394,15 @@ def _planes(frames: _Frames, kind: Kind, bad: Mask | None, saturation: float | N
     return planes
 
 
+def _block_means(image: Array, block: int) -> Array:
+    height, width = (n // block * block for n in image.shape)
+    blocks = image[:height, :width].reshape(height // block, block, width // block, block)
+    return np.asarray(blocks.mean(axis=(1, 3)).ravel())
+
+
 def _brightening(image: Array, other: Array, block: int = 16) -> float:
     """Factor that takes the contrast of one frame to that of the next (bleaching); 1 when noise hides it."""
-    height, width = (n // block * block for n in image.shape)
-    a, b = (
-        x[:height, :width].reshape(height // block, block, width // block, block).mean(axis=(1, 3)).ravel()
-        for x in (image, other)
-    )
+    a, b = _block_means(image, block), _block_means(other, block)
     if a.std() == 0 or b.std() == 0 or np.corrcoef(a, b)[0, 1] < 0.9:
         return 1.0
     return float(b.std() / a.std())
@@ -377,6 +421,11 @@ def _hot_pixels(frames: _Frames, planes: Sequence[Plane], line: Line, kind: Kind
     excess = level - surroundings
     floor = max(float(np.median(line.points.variance)) * 0.01, 0.0)
     sigma = np.sqrt(np.maximum(line.at(surroundings), floor) / images)
+    # Where fine structure makes all pixels differ from their surroundings, only those that stand out of it are hot.
+    order = np.argsort(surroundings, axis=None)
+    for part in np.array_split(order, 12):
+        usual = 1.4826 * float(np.median(np.abs(excess.flat[part])))
+        sigma.flat[part] = np.maximum(sigma.flat[part], usual)
     hot = (np.abs(excess) > 6 * sigma + 5 * line.gain / images) & (np.abs(neighbours) < 0.3 * np.abs(excess))
     if kind != "single" and len(planes) >= 6:
         # Variance: gamma-distributed with the kurtosis of photon noise; successive differences share frames.
@@ -392,15 +441,60 @@ def _hot_pixels(frames: _Frames, planes: Sequence[Plane], line: Line, kind: Kind
     return np.asarray(hot)
 
 
-def _frames_or_single(frames: _Fit, single: _Fit) -> tuple[_Fit, str]:
-    """Frames, unless they differ by more than noise: then their variance exceeds that within single images."""
-    points = frames.line.points
+def _same_field(frames: _Frames, line: Line, block: int = 8) -> float:
+    """Correlation between block means of successive frames, corrected for noise: near 1 for one field."""
+    correlations = []
+    for i, j in frames.pairs:
+        a, b = (_block_means(frames.images[k], block) for k in (i, j))
+        noise = max(float(line.at(float(a.mean()))), 0.0) / block**2
+        structure = np.sqrt(max(a.var() - noise, 0.0) * max(b.var() - noise, 0.0))
+        # Where the blocks show no more than noise the frames cannot disagree either.
+        if structure > 0.2 * noise:
+            correlations.append(float(np.mean((a - a.mean()) * (b - b.mean())) / structure))
+    return float(np.median(correlations)) if correlations else 1.0
+
+
+def _frames_or_single(frames: _Frames, apart: _Fit, within: _Fit) -> tuple[_Fit, str]:
+    """Frames, unless they show different fields, or differ by more than the noise within single images."""
+    same = _same_field(frames, within.line)
+    if same < 0.8:
+        return within, f"successive frames show different fields (correlation {same:.2f}): noise from single frames"
+    points = apart.line.points
     bright = points.mean >= np.median(points.mean)
-    expected = np.maximum(single.line.at(points.mean[bright]), 1e-12)
+    expected = np.maximum(within.line.at(points.mean[bright]), 1e-12)
     ratio = float(np.median(points.variance[bright] / expected))
-    if ratio < 1.15:
-        return frames, "successive frames agree: noise from their differences"
-    return single, f"successive frames differ by {ratio:.2f} times the noise within them: noise from single frames"
+    if ratio > 1.15:
+        return within, f"successive frames differ by {ratio:.2f} times the noise within them: noise from single frames"
+    return apart, f"successive frames agree (correlation {same:.2f}): noise from their differences"
+
+
+def _check_one_camera(frames: _Frames, fit: _Fit, saturation: float | None) -> None:
+    """Warn when planes that were pooled have slopes of their own (images stretched one by one)."""
+    if len(frames.images) < 2:
+        return
+    gains, errors = [], []
+    for image in _evenly(frames.images, 8):
+        bad = fit.hot if fit.hot is not None else np.zeros(image.shape, dtype=bool)
+        top = np.inf if saturation is None else saturation
+        plane = [Plane(image, image, bad, image >= top)]
+        points = transfer_points(plane, brightness_bins(plane), "second difference", before=fit.line)[0]
+        if points.mean.size >= 3:
+            line = fit_line(points)
+            gains.append(line.gain)
+            errors.append(np.sqrt(line.covariance[0, 0]))
+    gain, error = np.array(gains), np.array(errors)
+    sure = error < 0.15 * np.abs(gain)
+    if sure.sum() < 2:
+        return
+    gain, error = gain[sure], error[sure]
+    middle = float(np.median(gain))
+    if np.mean(np.abs(gain - middle) > 4 * np.hypot(error, 0.05 * middle)) >= 0.25:
+        warnings.warn(
+            f"the planes do not share one camera gain: slopes from {gain.min():.3g} to {gain.max():.3g} ADU per "
+            "photo-electron. If each image was stretched on its own, fit and train with each image's own noise.",
+            NoiseFitWarning,
+            stacklevel=4,
+        )
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -489,6 +583,17 @@ def _from_maps(
     photons = max(float(electrons[good].mean()), 0.0)
     read_variance = float(np.mean(np.square(read[good])))
     form, reason = choose_form(photons, read_variance, None)
+    points, ratio = _map_points(frames, offset, variance, gain, good)
+    notes = [*frames.notes, f"{int((~good).sum())} pixels have more than 6 times the median read noise"]
+    if ratio is not None:
+        notes.append(f"the frames show {ratio:.2f} of the variance that the maps predict")
+        if not 0.8 < ratio < 1.25:
+            warnings.warn(
+                f"the frames show {ratio:.2f} of the variance that the maps predict at their level: the maps may belong to "
+                "another region of the chip, another gain setting, or another offset. Compare with a fit without maps.",
+                NoiseFitWarning,
+                stacklevel=3,
+            )
     return NoiseModel(
         gain=gain,
         intercept=variance - gain * offset,
@@ -499,27 +604,28 @@ def _from_maps(
         photons=photons,
         form=form,
         reason=reason,
-        transfer=_map_points(frames, offset, variance, gain, good),
+        transfer=points,
         method="maps",
-        notes=(*frames.notes, f"{int((~good).sum())} pixels have more than 6 times the median read noise"),
+        notes=tuple(notes),
     )
 
 
 def _map_points(
     frames: _Frames, offset: Array, variance: Array, gain: Array, good: Mask
-) -> tuple[Array, Array, Array]:
-    """Points of the plot in units of the average pixel: variance that the frames show against what the maps say."""
+) -> tuple[tuple[Array, Array, Array], float | None]:
+    """Points of the plot in units of the average pixel, and the variance that the frames show over what the maps predict."""
     if not frames.pairs:
         empty = np.zeros(0)
-        return empty, empty, empty
+        return (empty, empty, empty), None
     mean_gain, mean_offset = float(gain[good].mean()), float(offset[good].mean())
-    flat = [
-        tuple((frames.images[k] - offset) / gain * mean_gain + mean_offset for k in pair) for pair in frames.pairs
-    ]
+    flat = [tuple((frames.images[k] - offset) / gain * mean_gain + mean_offset for k in pair) for pair in frames.pairs]
     none = np.zeros(good.shape, dtype=bool)
     planes = [Plane((a - b) / np.sqrt(2), (a + b) / 2, ~good, none, 1.5) for a, b in flat]
-    points = best_line(planes, brightness_bins(planes), structure_free=True).points
-    return points.mean, points.variance, points.count
+    points = best_line(planes, brightness_bins(planes)).points
+    read = float(np.mean(variance[good] / np.square(gain[good]))) * mean_gain**2
+    predicted = np.maximum(mean_gain * (points.mean - mean_offset), 0.0) + read
+    ratio = float(np.average(points.variance / predicted, weights=points.count))
+    return (points.mean, points.variance, points.count), ratio
 
 
 # --------------------------------------------------------------------------------------------- telling

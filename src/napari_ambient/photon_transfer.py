@@ -18,19 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
 Array = NDArray[np.float64]
+Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-__all__ = ["CONTRASTS", "Line", "Plane", "Points", "autocorrelation", "best_line", "fit_line", "transfer_points"]
+__all__ = ["CONTRASTS", "Line", "Plane", "Points", "autocorrelation", "best_line", "brightness_bins", "fit_line", "negative_correlation", "transfer_points"]
 
 
-def _product(taps: Sequence[float]) -> Array:
-    kernel = np.outer(taps, taps)
+def _product(along_y: Sequence[float], along_x: Sequence[float]) -> Array:
+    kernel = np.outer(along_y, along_x)
     return np.asarray(kernel / np.sqrt(np.square(kernel).sum()))
 
 
@@ -49,13 +51,17 @@ def _pixel_minus_ring() -> Array:
 
 # The most cautious first; a wider band gives more independent squares and lets more structure through.
 CONTRASTS: dict[str, Array] = {
-    "third difference": _product([1, -3, 3, -1]),
-    "second difference": _product([1, -2, 1]),
+    "third difference": _product([1, -3, 3, -1], [1, -3, 3, -1]),
+    "second difference": _product([1, -2, 1], [1, -2, 1]),
     "laplacian": np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]) / np.sqrt(20),
     "pixel": _pixel_minus_ring(),
+    "third difference along Y": _product([1, -3, 3, -1], [1]),
+    "third difference along X": _product([1], [1, -3, 3, -1]),
 }
+_LESS_CAUTIOUS = ("second difference", "laplacian", "pixel")
 _MARGIN = 9  # half of the roughness ring (6) plus half of the widest contrast (3)
 _LAGS = 2
+_SMALLEST_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def _filled(plane: Plane, image: Array) -> Array:
     return result
 
 
-def _inside(image: NDArray[np.generic]) -> NDArray[np.generic]:
+def _inside(image: NDArray[Any]) -> NDArray[Any]:
     return image[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 
@@ -145,9 +151,9 @@ def _ring_mean(image: Array, outer: int, inner: int) -> Array:
     return np.asarray(total / (outer**2 - inner**2))
 
 
-def _brightness(plane: Plane) -> NDArray[np.float32]:
+def _brightness(plane: Plane) -> Float32:
     ring = _ring_mean(_filled(plane, plane.level), 9, 5)
-    return np.asarray(_inside(ring), dtype=np.float32).ravel()
+    return _inside(ring).astype(np.float32).ravel()
 
 
 def brightness_bins(planes: Sequence[Plane], count: int = 48) -> list[NDArray[np.int16]]:
@@ -175,8 +181,8 @@ def brightness_bins(planes: Sequence[Plane], count: int = 48) -> list[NDArray[np
     ]
 
 
-def _squares(plane: Plane, name: str) -> tuple[Array, Array, Array, Mask]:
-    """Mean m, square e^2, roughness around and usable, per voxel inside the margin, flattened."""
+def _squares(plane: Plane, name: str, rough: bool = True) -> tuple[Float32, Float32, Float32, Mask]:
+    """Mean m, square e^2, roughness around (on request) and usable, per voxel inside the margin, flattened."""
     kernel = CONTRASTS[name]
     e = ndimage.correlate(_filled(plane, plane.noise), kernel)
     level = _filled(plane, plane.level)
@@ -185,12 +191,15 @@ def _squares(plane: Plane, name: str) -> tuple[Array, Array, Array, Mask]:
         bad = plane.bad
     else:
         e2, m = np.square(e), ndimage.correlate(level, np.square(kernel))
-        bad = ndimage.binary_dilation(plane.bad, np.ones(kernel.shape)) if plane.bad.any() else plane.bad
-        # An even kernel has its support half a voxel off centre; one more voxel covers both readings.
-        if kernel.shape[0] % 2 == 0 and plane.bad.any():
-            bad = ndimage.binary_dilation(bad, np.ones((2, 2)))
-    roughness = _ring_mean(e2, 13, 7)
-    return tuple(_inside(image).ravel() for image in (m, e2, roughness, ~bad))  # type: ignore[return-value]
+        touched = ndimage.correlate(plane.bad.astype(np.float64), (kernel != 0).astype(np.float64))
+        bad = touched > 0
+    roughness = _inside(_ring_mean(e2, 13, 7)) if rough else np.zeros(0)
+    return (
+        _inside(m).astype(np.float32).ravel(),
+        _inside(e2).astype(np.float32).ravel(),
+        roughness.astype(np.float32).ravel(),
+        _inside(~bad).ravel(),
+    )
 
 
 def _overlap(name: str) -> float:
@@ -219,7 +228,7 @@ def transfer_points(
     planes: Sequence[Plane],
     bins: Sequence[NDArray[np.int16]],
     name: str,
-    flattest: Sequence[float] = (1.0,),
+    flattest: tuple[float, ...] = (1.0,),
     *,
     correlation: Array | None = None,
     before: Line | None = None,
@@ -234,7 +243,7 @@ def transfer_points(
         From `brightness_bins`.
     name : str
         Key of `CONTRASTS`.
-    flattest : sequence of float
+    flattest : tuple of float
         Shares of each group to keep, the flattest neighbourhoods first; one set of points for each.
     correlation : ndarray, optional
         Autocorrelation of the noise.
@@ -247,40 +256,61 @@ def transfer_points(
     list of Points
         One for each of `flattest`; groups with saturated voxels or fewer than 150 voxels are left out or merged.
     """
-    parts = [_squares(plane, name) for plane in planes]
+    parts = [_squares(plane, name, flattest != (1.0,)) for plane in planes]
     usable = np.concatenate([part[3] for part in parts])
-    mean, square, roughness = (np.concatenate([part[i] for part in parts])[usable] for i in range(3))
+    mean, square = (np.concatenate([part[i] for part in parts])[usable] for i in range(2))
     group = np.concatenate(list(bins))[usable]
     clipped = np.concatenate([_inside(plane.clipped).ravel() for plane in planes])[usable]
-    scale = response(name, correlation)
+    square /= np.float32(response(name, correlation))
     overlap = _overlap(name) * planes[0].shared
-    order = np.lexsort((roughness, group))
-    mean, square, clipped, group = mean[order], square[order] / scale, clipped[order], group[order]
-    starts = np.searchsorted(group, np.arange(int(group.max(initial=0)) + 2))
+    groups = int(group.max(initial=0)) + 1
+    if before is None:
+        # The rest of a normal distribution has 0.925 of its variance: near enough for a first look.
+        possible = square <= _quantiles(square, group, groups, (0.99,))[0][group]
+        square /= np.float32(0.925)
+    else:
+        typical = np.bincount(group, mean, groups) / np.maximum(np.bincount(group, minlength=groups), 1)
+        limit = 49 * np.maximum(before.at(typical), 0.0) + np.square(6 * before.gain)
+        possible = square <= limit[group]
+    thresholds: list[Array] = []
+    if flattest != (1.0,):
+        roughness = np.concatenate([part[2] for part in parts])[usable]
+        thresholds = _quantiles(roughness, group, groups, flattest)
     result = []
-    for share in flattest:
-        rows: list[tuple[float, float, float, float]] = []
-        waiting = np.zeros(0, dtype=np.int64)
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
-            waiting = np.concatenate([waiting, np.arange(start, start + int(np.ceil(share * (stop - start))))])
-            if waiting.size < 150:
-                continue
-            members, waiting = waiting, waiting[:0]
-            if clipped[members].mean() > 0.003:
-                continue
-            values = square[members]
-            if before is None:
-                # The rest of a normal distribution has 0.925 of its variance: near enough for a first look.
-                keep = values <= np.quantile(values, 0.99)
-                values = values / 0.925
-            else:
-                limit = 49 * max(float(before.at(mean[members].mean())), 0.0) + np.square(6 * before.gain)
-                keep = values <= limit
-            values = values[keep]
-            error = values.std() * np.sqrt(overlap / values.size)
-            rows.append((mean[members][keep].mean(), values.mean(), error, values.size))
-        result.append(Points(*np.array(rows, dtype=np.float64).reshape(-1, 4).T))
+    for i, share in enumerate(flattest):
+        keep = possible if share == 1.0 else possible & (roughness <= thresholds[i][group])
+        here, e2 = group[keep], square[keep].astype(np.float64)
+        sums = np.stack([np.bincount(here, w, groups) for w in (None, mean[keep], e2, np.square(e2), clipped[keep])])
+        result.append(_merged(sums, overlap))
     return result
+
+
+def _quantiles(
+    values: NDArray[np.float32], group: NDArray[np.int16], groups: int, shares: Sequence[float]
+) -> list[Array]:
+    """Quantiles of the values of every group, one array over the groups per share."""
+    order = np.argsort(group, kind="stable")
+    parts = np.split(values[order], np.searchsorted(group[order], np.arange(1, groups)))
+    table = np.array([np.quantile(part, shares) if part.size else np.zeros(len(shares)) for part in parts])
+    return [np.asarray(column, dtype=np.float64) for column in table.T]
+
+
+def _merged(sums: Array, overlap: float) -> Points:
+    """Points from the per-group sums (count, m, e^2, e^4, clipped); small groups join the next brighter one."""
+    rows = []
+    waiting = np.zeros(5)
+    for column in sums.T:
+        waiting = waiting + column
+        if waiting[0] < 150:
+            continue
+        count, mean, square, fourth, clipped = waiting
+        waiting = np.zeros(5)
+        if clipped > 0.003 * count:
+            continue
+        variance = square / count
+        error = np.sqrt(max(fourth / count - variance**2, 0.0) * overlap / count)
+        rows.append((mean / count, variance, error, count))
+    return Points(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
 
 # ----------------------------------------------------------------------------------------------- line
@@ -314,9 +344,11 @@ def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None
     design = np.stack([(mean - centre) / spread, np.ones_like(mean)], axis=1)
     model = np.maximum(variance, 0.0)
     loss = np.ones_like(mean)
+    # Errors relative to the fitted variance, not to the measured: a point that came out low must not weigh more for it.
+    relative = np.maximum(error / np.maximum(variance, np.finfo(np.float64).tiny), _SMALLEST_ERROR)
     floor = 1e-3 * float(np.median(variance)) + np.finfo(np.float64).tiny
     for _ in range(50):
-        sigma = np.sqrt(np.square(error) + np.square(systematic * model) + floor**2)
+        sigma = np.sqrt(np.square(relative * model) + np.square(systematic * model) + floor**2)
         weight = np.sqrt(loss) / sigma
         solution, *_ = np.linalg.lstsq(design * weight[:, None], variance * weight, rcond=None)
         fitted = design @ solution
@@ -333,17 +365,15 @@ def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None
 
 
 def _agree(line: Line, cautious: Line) -> bool:
-    """Whether a precise line lies within the error of the difference to a cautious one (Hausman's test) and 2 %."""
-    for value, other, variance, larger in (
-        (line.gain, cautious.gain, line.covariance[0, 0], cautious.covariance[0, 0]),
-        (
-            float(line.at(cautious.centre)),
-            float(cautious.at(cautious.centre)),
-            line.error_at(cautious.centre) ** 2,
-            cautious.error_at(cautious.centre) ** 2,
-        ),
-    ):
-        if abs(value - other) > 2 * np.sqrt(max(larger - variance, 0.0)) + 0.02 * abs(other):
+    """Whether a precise line lies nowhere above a cautious one by more than 1.5 errors of their difference and 1 %.
+
+    Structure only adds variance, so the test is one-sided; the error of the difference is Hausman's (the two share
+    their voxels).
+    """
+    for level in np.quantile(cautious.points.mean, (0.1, 0.5, 0.9)):
+        expected = float(cautious.at(level))
+        error = np.sqrt(max(cautious.error_at(level) ** 2 - line.error_at(level) ** 2, 0.0))
+        if float(line.at(level)) - expected > 1.5 * error + 0.01 * abs(expected):
             return False
     return True
 
@@ -374,7 +404,7 @@ def best_line(
     if structure_free:
         ladder: list[tuple[str, tuple[float, ...]]] = [("pixel", (1.0,))]
     else:
-        ladder = [("third difference", (0.25, 0.5, 1.0)), ("second difference", (1.0,)), ("laplacian", (1.0,))]
+        ladder = [("third difference", (0.5, 1.0)), *((name, (1.0,)) for name in _LESS_CAUTIOUS)]
     accepted: list[Line] = []
     for line in _ladder_lines(planes, bins, ladder, correlation, pinned, before):
         if not all(_agree(line, cautious) for cautious in accepted):
@@ -388,7 +418,7 @@ def best_line(
 def _ladder_lines(
     planes: Sequence[Plane],
     bins: Sequence[NDArray[np.int16]],
-    ladder: Sequence[tuple[str, tuple[float, ...]]],
+    ladder: list[tuple[str, tuple[float, ...]]],
     correlation: Array | None,
     pinned: tuple[float, float, float] | None,
     before: Line | None,
@@ -404,10 +434,10 @@ def _ladder_lines(
 
 
 def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) -> tuple[Array, bool]:
-    """Autocorrelation of the noise, from the class of places where it is smallest.
+    """Autocorrelation of the noise, from the places where it is smallest.
 
     Structure only adds correlation, and more of it in bright and rough places; the camera adds the same everywhere. So the
-    places are classed by brightness and roughness, and the class with the least correlation is believed.
+    places are classed by brightness and roughness, and the classes with the least correlation are believed.
 
     Parameters
     ----------
@@ -421,48 +451,77 @@ def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) 
     correlation : ndarray, shape (5, 5)
         Centre 1.
     uniform : bool
-        Whether the three classes with the least agree to 0.06: then it is the camera's, not the specimen's.
+        Whether the three classes with the least agree: then it is the camera's, not the specimen's.
     """
     lags = [(dy, dx) for dy in range(_LAGS + 1) for dx in range(-_LAGS, _LAGS + 1) if (dy, dx) > (0, 0)]
     group = np.concatenate(list(bins))
-    features = [_squares(plane, "pixel") for plane in planes]
-    roughness = np.concatenate([feature[2] for feature in features])
-    edges = np.quantile(group, np.linspace(0, 1, 6))
-    bright = np.clip(np.searchsorted(np.unique(edges)[1:-1], group, side="right"), 0, 4)
-    rough = np.zeros_like(bright)
+    roughness = np.concatenate([_squares(plane, "pixel")[2] for plane in planes])
+    edges = np.unique(np.quantile(group, np.linspace(0, 1, 6)))[1:-1]
+    bright = np.searchsorted(edges, group, side="right")
+    kind = 2 * bright
     for k in np.unique(bright):
-        rough[bright == k] = roughness[bright == k] > np.median(roughness[bright == k])
-    kind = 2 * bright + rough
-    sums = np.zeros((10, len(lags) + 1))
-    counts = np.zeros(10)
+        kind[bright == k] += roughness[bright == k] > np.median(roughness[bright == k])
+    classes = 10
+    # Products and the number of good pairs, per class and lag; the lag 0 first.
+    sums, pairs = np.zeros((2, classes, len(lags) + 1))
     position = 0
     for plane in planes:
-        e = np.where(plane.bad, np.nan, ndimage.correlate(_filled(plane, plane.noise), CONTRASTS["pixel"]))
-        centre = _inside(e).ravel()
-        here = kind[position : position + centre.size]
-        position += centre.size
-        counts += np.bincount(here[~np.isnan(centre)], minlength=10)
+        e = ndimage.correlate(_filled(plane, plane.noise), CONTRASTS["pixel"])
+        good = (~plane.bad).astype(np.float64)
+        e *= good
+        here = kind[position : position + _inside(e).size]
+        position += here.size
         for column, (dy, dx) in enumerate([(0, 0), *lags]):
-            product = centre * _inside(np.roll(e, (-dy, -dx), (0, 1))).ravel()
-            known = ~np.isnan(product)
-            # A mean of the known pairs, brought to the count of the class so that the ratio below is of means.
-            total = np.bincount(here[known], product[known], minlength=10)
-            pairs = np.bincount(here[known], minlength=10)
-            whole = np.bincount(here[~np.isnan(centre)], minlength=10)
-            sums[:, column] += total * whole / np.maximum(pairs, 1)
+            for table, image in ((sums, e), (pairs, good)):
+                shifted = image[_MARGIN + dy : image.shape[0] - _MARGIN + dy, _MARGIN + dx : image.shape[1] - _MARGIN + dx]
+                table[:, column] += np.bincount(here, (_inside(image) * shifted).ravel(), classes)
     own = _kernel_autocorrelation("pixel")
     middle = own.shape[0] // 2
-    valid = (counts >= 1000) & (sums[:, 0] > 0)
+    valid = (pairs.min(axis=1) >= 2500) & (sums[:, 0] > 0)
     if not valid.any():
         return _white(), False
-    rho = sums[valid, 1:] / sums[valid, :1] - [own[middle + dy, middle + dx] for dy, dx in lags]
+    moments = sums[valid] / pairs[valid]
+    rho = moments[:, 1:] / moments[:, :1] - [own[middle + dy, middle + dx] for dy, dx in lags]
+    weight = pairs[valid, 0]
     nearest = rho[:, lags.index((0, 1))] + rho[:, lags.index((1, 0))]
-    order = np.argsort(nearest)
+    lowest = int(np.argmin(nearest))
+    alike = nearest - nearest[lowest] < 0.03 + 2 * np.sqrt(2 / weight + 2 / weight[lowest])
     result = _white()
-    for (dy, dx), value in zip(lags, rho[order[0]], strict=True):
+    for (dy, dx), value in zip(lags, np.average(rho[alike], axis=0, weights=weight[alike]), strict=True):
         result[_LAGS + dy, _LAGS + dx] = result[_LAGS - dy, _LAGS - dx] = value
-    uniform = len(order) >= 3 and float(nearest[order[2]] - nearest[order[0]]) < 0.12
-    return result, uniform
+    return result, bool(alike.sum() >= 3)
+
+
+def negative_correlation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) -> Array:
+    """Negative correlation between neighbours along X or Y, proven where structure hides the autocorrelation.
+
+    Third differences along one axis only see every frequency of the other, structure with it, and structure only adds
+    variance. So where they show *less* variance than the third difference along both, the axis that they lack must
+    have raised the latter: by 1 - 1.5 rho, rho the correlation of neighbours along that axis.
+
+    Parameters
+    ----------
+    planes, bins
+        As in `autocorrelation`.
+
+    Returns
+    -------
+    ndarray, shape (5, 5)
+        Autocorrelation, 1 at the centre, 0 where nothing is proven.
+    """
+    both, along_y, along_x = (
+        fit_line(transfer_points(planes, bins, name)[0])
+        for name in ("third difference", "third difference along Y", "third difference along X")
+    )
+    level = float(np.quantile(both.points.mean, 0.75))
+    result = _white()
+    for line, lag in ((along_y, (0, 1)), (along_x, (1, 0))):
+        ratio = float(both.at(level) / line.at(level))
+        error = ratio * float(np.hypot(both.error_at(level) / both.at(level), line.error_at(level) / line.at(level)))
+        if ratio > 1 + 2 * error:
+            rho = (1 - ratio) / 1.5
+            result[_LAGS + lag[0], _LAGS + lag[1]] = result[_LAGS - lag[0], _LAGS - lag[1]] = rho
+    return result
 
 
 def _white() -> Array:

@@ -61,12 +61,13 @@ class Ambient(Objective):
         boundary: float = 0.25,
         start: float = 0.4,
         level: float = 1.085,
+        power: float = 1.0,
     ) -> None:
         super().__init__(recorruption)
         if not 1 < near[0] < near[1] <= sigma_max:
             raise ValueError(f"near is {near} and sigma_max {sigma_max}; they must rise from above 1")
         self.near, self.far, self.sigma_max = near, far, sigma_max
-        self.boundary, self.start, self.level = boundary, start, level
+        self.boundary, self.start, self.level, self.power = boundary, start, level, power
 
     def levels(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Draw noise levels: mostly uniform in exposure p = (sigma_y/sigma)² near the boundary, some far above."""
@@ -101,8 +102,10 @@ class Ambient(Objective):
         prediction = denoiser(
             seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel
         )
+        # far levels have the larger errors: without less weight they would rule the gradient
+        relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
         weight = batch.learn / size
-        own = form.loss(prediction, further) * weight
+        own = form.loss(prediction, further) * weight * relative**self.power
         result = {"ambient": own[count:].sum() / weight[count:].sum().clamp_min(1e-6) * (1 - count / size)}
         if count:
             difference = form.agreement(prediction[:count], taught)

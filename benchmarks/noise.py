@@ -1,0 +1,148 @@
+"""How well `fit_noise` finds a known camera: relative errors of gain and read noise, over cameras, light and seeds.
+
+    python benchmarks/noise.py [--seeds 5]
+
+Every case simulates eight frames of 256 x 256 of one field (filaments, mitochondria, nuclei in turn) and fits the
+eight frames, and the first frame alone: without help, with the offset, and with 20 dark frames. "Photons" is the mean signal
+above the background, in photo-electrons per voxel; the background is 2 % of the brightest structure, and a border of 24
+pixels on one side is dark. The true gain is the slope (EMCCD: gain times the excess factor 2); the true read noise includes the
+rounding to whole counts, sqrt(read_noise^2 + 1/12), as the counts without light have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from napari_ambient.noise import NoiseModel
+from napari_ambient.noise_fit import NoiseFitError, fit_noise
+from napari_ambient.simulate import Camera, filaments, gaussian_psf, mitochondria, nuclei, through_microscope
+
+PHOTONS = (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+SPECIMENS = (filaments, mitochondria, nuclei)
+VOXEL = (0.1, 0.1)
+
+
+def scmos(peak: float) -> Camera:
+    """Scientific CMOS, 16 bits."""
+    return Camera.scmos()
+
+
+def emccd(peak: float) -> Camera:
+    """EMCCD, multiplication turned down so that the peak does not saturate."""
+    return Camera.emccd(gain=min(25.0, 50000 / peak))
+
+
+def pmt(peak: float) -> Camera:
+    """Confocal photomultiplier, 8 bits, voltage turned down so that the peak does not saturate."""
+    return Camera.pmt(gain=min(4.0, 200 / peak))
+
+
+def counting(peak: float) -> Camera:
+    """Photon counting."""
+    return Camera.photon_counter()
+
+
+CAMERAS: dict[str, Callable[[float], Camera]] = {"sCMOS": scmos, "EMCCD": emccd, "PMT 8 bit": pmt, "counting": counting}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Relative errors of one fit; None where the fit says "unknown"."""
+
+    camera: str
+    photons: float
+    method: str
+    gain: float
+    read_offset: float | None
+    read_dark: float | None
+
+
+def expected_light(photons: float, seed: int) -> np.ndarray:
+    """Expected photo-electrons, (256, 256), of mean signal `photons`, with a dark border."""
+    specimen = SPECIMENS[seed % len(SPECIMENS)]((256, 256), seed, voxel_size=VOXEL)
+    light = through_microscope(specimen, gaussian_psf(VOXEL), peak=1.0, haze=0.2)
+    scale = photons / float(light.mean())
+    light = scale * (light + 0.02)
+    light[:, :24] = 0
+    return light
+
+
+def measure(camera_name: str, photons: float, seed: int) -> Iterator[Result]:
+    """Simulate one case and fit it in both ways."""
+    light = expected_light(photons, seed)
+    camera = CAMERAS[camera_name](float(light.max()))
+    rng = np.random.default_rng([seed, int(100 * photons)])
+    frames = np.stack([camera.expose(light, rng) for _ in range(8)])
+    dark = np.stack([camera.expose(np.zeros(light.shape), rng) for _ in range(20)])
+    true_read = float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
+
+    def read_error(model: NoiseModel) -> float | None:
+        if model.read_noise is None or true_read == 0:
+            return None
+        return float(model.read_noise) / true_read - 1
+
+    for method, images, axes in (("8 frames", frames, "TYX"), ("1 frame", frames[0], "YX")):
+        try:
+            plain = fit_noise(images, axes=axes)
+            known = fit_noise(images, axes=axes, offset=float(np.mean(camera.offset)))
+            shown = fit_noise(images, axes=axes, dark=dark)
+        except NoiseFitError:
+            yield Result(camera_name, photons, method, float("nan"), None, None)
+            continue
+        gain = float(plain.gain) / float(np.mean(camera.slope)) - 1
+        yield Result(camera_name, photons, method, gain, read_error(known), read_error(shown))
+
+
+def summary(errors: Sequence[float | None]) -> str:
+    """Median and worst absolute error in per cent, and how often the fit gave a number."""
+    known = [abs(e) for e in errors if e is not None and np.isfinite(e)]
+    if not known:
+        return "unknown"
+    text = f"{100 * np.median(known):.1f} / {100 * max(known):.1f}"
+    return text if len(known) == len(errors) else f"{text} ({len(known)} of {len(errors)})"
+
+
+def main(
+    seeds: int = 5,
+    photons: Sequence[float] = PHOTONS,
+    cameras: Sequence[str] = tuple(CAMERAS),
+) -> list[Result]:
+    """Run all cases and print the table.
+
+    Parameters
+    ----------
+    seeds : int
+        Fields and noise draws per case.
+    photons : sequence of float
+        Mean signal levels.
+    cameras : sequence of str
+        Keys of `CAMERAS`.
+
+    Returns
+    -------
+    list of Result
+        One per camera, light, seed and method.
+    """
+    print("Errors in per cent: median / worst over the seeds (how many gave a number).\n")
+    print("| camera | photons | method | gain | read noise, offset given | read noise, dark frames |")
+    print("|---|---|---|---|---|---|")
+    results: list[Result] = []
+    for camera in cameras:
+        for light in photons:
+            rows = [result for seed in range(seeds) for result in measure(camera, light, seed)]
+            results += rows
+            for method in ("8 frames", "1 frame"):
+                those = [row for row in rows if row.method == method]
+                columns = [summary([getattr(row, key) for row in those]) for key in ("gain", "read_offset", "read_dark")]
+                print(f"| {camera} | {light:g} | {method} | " + " | ".join(columns) + " |", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    main(parser.parse_args().seeds)

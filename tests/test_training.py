@@ -1,0 +1,267 @@
+"""The loop: it learns, it can be stopped, resumed and killed, and everything follows from the seed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from napari_ambient import TrainConfig, iter_train, load_prior, train
+from napari_ambient.noise import NoiseModel
+from napari_ambient.training import CHECKPOINT, TrainingError, schedule
+from napari_ambient.volumes import Volume, VolumeError
+
+NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
+TINY = TrainConfig(steps=8, batch=2, patch=(16, 16), validations=2, checkpoint_every=3, precision="float32", seed=1)
+
+
+def noisy(shape: tuple[int, ...] = (3, 48, 48), axes: str = "TYX", seed: int = 0) -> Volume:
+    """Smooth structures of about 4 photo-electrons on a camera of gain 2 and offset 100."""
+    rng = np.random.default_rng(seed)
+    grid = np.meshgrid(*(np.linspace(0, 3 * np.pi, n) for n in shape[-2:]), indexing="ij")
+    clean = np.broadcast_to(4 * (1 + np.sin(grid[0]) * np.sin(grid[1])), shape)
+    return Volume.from_array((100 + 2 * rng.poisson(clean)).astype(np.uint16), axes, name="waves")
+
+
+def weights(prior: object) -> dict[str, torch.Tensor]:
+    return prior.denoiser.state_dict()  # type: ignore[attr-defined, no-any-return]
+
+
+def same(a: object, b: object) -> bool:
+    return all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+
+
+def test_the_same_seed_gives_the_same_prior() -> None:
+    """Bit by bit on one machine; another seed gives another."""
+    first = train(noisy(), NOISE, config=TINY)
+    assert same(first, train(noisy(), NOISE, config=TINY))
+    assert not same(first, train(noisy(), NOISE, config=TrainConfig(**{**TINY.__dict__, "seed": 2})))
+
+
+@pytest.mark.parametrize("stop", [3, 7])
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
+    """From the last checkpoint on, weights and history are those of a training that was never stopped."""
+    whole = list(iter_train(noisy(), NOISE, config=TINY))[-1].prior()
+    for step in iter_train(noisy(), NOISE, config=TINY, folder=tmp_path / "a.prior"):
+        if step.index == stop:
+            break
+    steps = list(iter_train(noisy(), NOISE, config=TINY, folder=tmp_path / "a.prior", resume=True))
+    assert steps[0].index == stop // 3 * 3 + 1
+    assert same(steps[-1].prior(), whole)
+    assert steps[-1].prior().record.history == whole.record.history
+
+
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    """After kill -9 the folder holds a usable prior, and resuming gives the uninterrupted result."""
+    folder = tmp_path / "a.prior"
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from test_training import NOISE, TINY, noisy\n"
+        "from napari_ambient import iter_train\n"
+        "for step in iter_train(noisy(), NOISE, config=TINY, folder=sys.argv[1]):\n"
+        "    print(step.index, flush=True)\n"
+        "    if step.index == 7: input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(Path(__file__).parent), *sys.path],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 7:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert load_prior(folder).record.step == 6
+    steps = list(iter_train(noisy(), NOISE, config=TINY, folder=folder, resume=True))
+    assert steps[0].index == 7
+    assert same(steps[-1].prior(), train(noisy(), NOISE, config=TINY))
+
+
+def test_stopping_at_any_step_keeps_a_prior() -> None:
+    """The prior of a step is a copy that later steps do not touch."""
+    steps = iter_train(noisy(), NOISE, config=TINY)
+    early = next(steps).prior()
+    copy = {k: v.clone() for k, v in weights(early).items()}
+    next(steps)
+    steps.close()
+    assert all(torch.equal(v, copy[k]) for k, v in weights(early).items())
+    assert early.record.step == 1
+    assert early.record.form == "thinning"
+
+
+def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    """No checkpoint, a damaged one, or one of another configuration."""
+    folder = tmp_path / "a.prior"
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        next(iter_train(noisy(), NOISE, config=TINY, folder=folder, resume=True))
+    with pytest.raises(TrainingError, match="needs the folder"):
+        next(iter_train(noisy(), NOISE, config=TINY, resume=True))
+    list(iter_train(noisy(), NOISE, config=TINY, folder=folder))
+    other = TrainConfig(**{**TINY.__dict__, "learning_rate": 1e-4})
+    with pytest.raises(TrainingError, match="other learning_rate"):
+        next(iter_train(noisy(), NOISE, config=other, folder=folder, resume=True))
+    (folder / CHECKPOINT).write_bytes((folder / CHECKPOINT).read_bytes()[:-50])
+    with pytest.raises(TrainingError, match="is damaged"):
+        next(iter_train(noisy(), NOISE, config=TINY, folder=folder, resume=True))
+
+
+@pytest.mark.parametrize("objective", ["ambient", "blind_spot", "noise2noise", "supervised"])
+def test_every_objective_learns(objective: str) -> None:
+    """The held-out loss falls, and the prior says what it was trained with."""
+    volume = noisy((4, 64, 64))
+    target = volume.replace(data=volume.data.astype(np.float32))
+    config = TrainConfig(steps=40, batch=4, patch=(32, 32), validations=4, precision="float32")
+    steps = list(
+        iter_train(
+            volume,
+            NOISE,
+            objective=objective,  # type: ignore[arg-type]
+            target=target if objective == "supervised" else None,
+            config=config,
+        )
+    )
+    values = [s.validation for s in steps if s.validation is not None]
+    assert values[-1] < values[0]
+    assert steps[-1].prior().record.objective == objective
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "dims", "expected"),
+    [
+        ((2, 10, 40, 40), "TZYX", "auto", (3, 1)),
+        ((5, 40, 40), "ZYX", "auto", (2, 5)),
+        ((10, 40, 40), "ZYX", "2D", (2, 1)),
+        ((2, 2, 40, 40), "TCYX", "auto", (2, 1)),
+    ],
+)
+def test_dimensions(shape: tuple[int, ...], axes: str, dims: str, expected: tuple[int, int]) -> None:
+    """3D, 2.5D, 2D and several channels train and record their network."""
+    config = TrainConfig(steps=2, batch=2, dims=dims, precision="float32")  # type: ignore[arg-type]
+    prior = train(noisy(shape, axes), NOISE, config=config)
+    assert (prior.denoiser.arguments.dims, prior.denoiser.arguments.channels) == expected
+    channels = shape[1] if axes == "TCYX" else 1
+    assert len(prior.noise) == len(prior.denoiser.scales) == channels
+
+
+def test_both_forms_train() -> None:
+    """The form follows the fit, or the user."""
+    gaussian = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0, form="gaussian")
+    assert train(noisy(), gaussian, config=TINY).record.form == "gaussian"
+    config = TrainConfig(**{**TINY.__dict__, "form": "thinning"})
+    assert train(noisy(), gaussian, config=config).record.form == "thinning"
+
+
+def test_several_stacks_with_their_own_noise() -> None:
+    """Each stack is read with its own gain; the prior keeps the median one."""
+    models = [NoiseModel(gain=g, intercept=-100.0 * g, photons=4.0) for g in (1.0, 2.0, 3.0)]
+    prior = train([noisy(seed=s) for s in range(3)], models, config=TINY)
+    assert prior.noise[0].gain == 2.0
+    with pytest.raises(TrainingError, match="2 noise models for 3 volumes"):
+        train([noisy(seed=s) for s in range(3)], models[:2], config=TINY)
+
+
+def test_hot_pixels_are_not_learned() -> None:
+    """A hot pixel's value changes neither weights nor loss."""
+    hot = np.zeros((48, 48), bool)
+    hot[::7, ::5] = True
+    noise = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0, hot_pixels=hot)
+    results = []
+    for value in (101, 60000):
+        values = noisy().data.compute()
+        values[:, hot] = value
+        results.append(train(Volume.from_array(values, "TYX"), noise, config=TrainConfig(steps=3, batch=2)))
+    a, b = (r.denoiser.state_dict()["network.leave.weight"] for r in results)
+    # thinning draws one number per count, so the draws elsewhere shift slightly; a learned 60000 would blow up
+    assert (a - b).abs().max() < 0.02
+
+
+def test_bad_input_is_named() -> None:
+    """NaN, constant, too small, off-grid patches, unknown objectives, missing axes."""
+    values = noisy().data.compute().astype(np.float32)
+    values[:, 10:20] = np.nan
+    with pytest.raises(TrainingError, match="holds NaN or infinite values near T="):
+        train(Volume.from_array(values, "TYX", name="x"), NOISE, config=TINY)
+    flat = Volume.from_array(np.full((2, 32, 32), 104, np.uint16), "TYX")
+    with pytest.raises(TrainingError, match="is constant"):
+        train(flat, NOISE, config=TINY)
+    with pytest.raises(TrainingError, match="fewer than the patch"):
+        train(noisy((2, 12, 12)), NOISE, config=TINY)
+    with pytest.raises(TrainingError, match=r"give 2 positive multiples of \(8, 8\)"):
+        train(noisy(), NOISE, config=TrainConfig(patch=(10, 10)))
+    with pytest.raises(TrainingError, match="choose one of ambient"):
+        train(noisy(), NOISE, objective="magic", config=TINY)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="no Z to see"):
+        train(noisy(), NOISE, config=TrainConfig(dims="3D"))
+    with pytest.raises(VolumeError, match="axis T of at least 2"):
+        train(noisy((48, 48), "YX"), NOISE, objective="noise2noise", config=TINY)
+    for bad in ({"steps": 0}, {"slices": 4}, {"held_out": 0.9}, {"learning_rate": 0.0}, {"dims": "4D"}):
+        with pytest.raises(TrainingError, match=next(iter(bad))):
+            TrainConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_is_one_kind_of_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch raises, the caller sees MemoryError."""
+
+    def explode(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("napari_ambient.objectives.ambient.Ambient.losses", explode)
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        train(noisy(), NOISE, config=TINY)
+
+
+def test_buffers_are_float32(tmp_path: Path) -> None:
+    """No float64 in the weights or the checkpoint: Apple's MPS has none."""
+    for step in iter_train(noisy(), NOISE, config=TINY, folder=tmp_path / "a.prior"):
+        if step.index == 3:
+            break
+    for name, tensor in load_file(tmp_path / "a.prior" / CHECKPOINT).items():
+        assert tensor.dtype != torch.float64, name
+
+
+def test_schedule() -> None:
+    """Up in the warm-up, then down to 2 %."""
+    rates = [schedule(i, 1000, 50) for i in range(1, 1001)]
+    assert np.argmax(rates) + 1 == 50
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a > b for a, b in zip(rates[49:], rates[50:], strict=False))
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    """Under torchrun both processes end with the same weights, and only the first writes."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import os, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from test_training import NOISE, TINY, noisy\n"
+        "from napari_ambient import iter_train\n"
+        "for step in iter_train(noisy(), NOISE, config=TINY, folder=sys.argv[1] + '/a.prior', device='cpu'): pass\n"
+        "state = {k: v.contiguous() for k, v in step.prior().denoiser.state_dict().items()}\n"
+        "save_file(state, sys.argv[1] + f'/rank{os.environ[\"RANK\"]}.safetensors')\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"),
+            *(str(script), str(tmp_path), str(Path(__file__).parent), *sys.path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / f"rank{r}.safetensors") for r in (0, 1))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert load_prior(tmp_path / "a.prior").record.step == 6
