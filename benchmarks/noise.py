@@ -1,21 +1,23 @@
-"""How well `fit_noise` finds a known camera: relative errors of gain and read noise, over cameras, light and seeds.
+"""How well `fit_noise` finds a known camera: relative errors of gain and read noise.
 
     python benchmarks/noise.py [--seeds 5]
 
-Every case simulates eight frames of 256 x 256 of one field (filaments, mitochondria, nuclei in turn) and fits the
-eight frames, and the first frame alone: without help, with the offset, and with 20 dark frames. "Photons" is the mean signal
-above the background, in photo-electrons per voxel; the background is 2 % of the brightest structure, and a border of 24
-pixels on one side is dark. The true gain is the slope (EMCCD: gain times the excess factor 2); the true read noise includes the
-rounding to whole counts, sqrt(read_noise^2 + 1/12), as the counts without light have it.
+Every case simulates eight frames of 256 x 256 of one field (filaments, mitochondria, nuclei in turn) and fits
+the eight frames, and the first frame alone: without help, with the offset, and with 20 dark frames. "Photons"
+is the mean signal above the background, in photo-electrons per voxel; the background is 2 % of the brightest
+structure, and a border of 24 pixels on one side is dark. The true gain is the slope (EMCCD: gain times the
+excess factor 2); the true read noise includes the rounding to whole counts, sqrt(read_noise^2 + 1/12), as the
+counts without light have it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_ambient.noise import NoiseModel
 from napari_ambient.noise_fit import NoiseFitError, fit_noise
@@ -46,7 +48,12 @@ def counting(peak: float) -> Camera:
     return Camera.photon_counter()
 
 
-CAMERAS: dict[str, Callable[[float], Camera]] = {"sCMOS": scmos, "EMCCD": emccd, "PMT 8 bit": pmt, "counting": counting}
+CAMERAS: dict[str, Callable[[float], Camera]] = {
+    "sCMOS": scmos,
+    "EMCCD": emccd,
+    "PMT 8 bit": pmt,
+    "counting": counting,
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Result:
     read_dark: float | None
 
 
-def expected_light(photons: float, seed: int) -> np.ndarray:
-    """Expected photo-electrons, (256, 256), of mean signal `photons`, with a dark border."""
+def expected_light(photons: float, seed: int) -> NDArray[np.float32]:
+    """Make expected photo-electrons, (256, 256), of mean signal `photons`, with a dark border."""
     specimen = SPECIMENS[seed % len(SPECIMENS)]((256, 256), seed, voxel_size=VOXEL)
     light = through_microscope(specimen, gaussian_psf(VOXEL), peak=1.0, haze=0.2)
     scale = photons / float(light.mean())
@@ -78,7 +85,9 @@ def measure(camera_name: str, photons: float, seed: int) -> Iterator[Result]:
     rng = np.random.default_rng([seed, int(100 * photons)])
     frames = np.stack([camera.expose(light, rng) for _ in range(8)])
     dark = np.stack([camera.expose(np.zeros(light.shape), rng) for _ in range(20)])
-    true_read = float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
+    true_read = (
+        float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
+    )
 
     def read_error(model: NoiseModel) -> float | None:
         if model.read_noise is None or true_read == 0:
@@ -137,7 +146,10 @@ def main(
             results += rows
             for method in ("8 frames", "1 frame"):
                 those = [row for row in rows if row.method == method]
-                columns = [summary([getattr(row, key) for row in those]) for key in ("gain", "read_offset", "read_dark")]
+                columns = [
+                    summary([getattr(row, key) for row in those])
+                    for key in ("gain", "read_offset", "read_dark")
+                ]
                 print(f"| {camera} | {light:g} | {method} | " + " | ".join(columns) + " |", flush=True)
     return results
 

@@ -8,7 +8,7 @@ input and its target have unit variance at every noise level (Karras et al. 2022
 
 D is in scaled intensity z (`recorruption.py`), where photon noise has standard deviation one at the measurement's
 own level. The condition is (log sigma / 4, is the corruption photon counting?, is x_t the measurement itself?).
-The last flag matters: a real y is discrete and its noise is never exactly what further corruption makes of it, so
+The last flag of the condition matters: a real y is discrete and its noise is never exactly what further corruption makes of it, so
 the network is told when it sees one (and is trained there, `objectives/ambient.py`).
 """
 

@@ -3,10 +3,11 @@
     Var(y) = gain * (E[y] - zero),   zero = -intercept / gain = offset - read_noise^2 / gain
     z = (2 / gain) * sqrt(gain * y + 3/8 gain^2 + intercept),   clamped at 0
 
-The line is all that images alone can tell (Janesick, Photon Transfer, 2007). In units u = (y - zero) / gain the counts
-behave like Poisson counts of mean and variance u ("shifted Poisson": Snyder et al., JOSA A 12, 1995), whatever the share of
-read noise. z is the generalised Anscombe transform; its exact unbiased inverse (Makitalo & Foi, IEEE TIP 22, 2013)
-is a look-up table here, because the closed form explodes below E[z | no light].
+The line is all that images alone can tell (Janesick, Photon Transfer, 2007). In units u = (y - zero) / gain
+the counts behave like Poisson counts of mean and variance u ("shifted Poisson": Snyder et al., JOSA A 12,
+1995), whatever the share of read noise. z is the generalised Anscombe transform; its exact unbiased inverse
+(Makitalo & Foi, IEEE TIP 22, 2013) is a look-up table here, because the closed form explodes below E[z | no
+light].
 
 In the flow: `fit_noise` makes a NoiseModel, training and restoration use it, a prior carries it.
 """
@@ -29,7 +30,7 @@ __all__ = ["NoiseModel", "choose_form", "stabilising_table"]
 
 _SQRT_STEP = 0.025
 _LARGEST_TABULATED = 400.0
-_CLASS_RATIO = 1.1
+_CLASS_RATIO = 1.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class NoiseModel:
     Parameters
     ----------
     gain : float or ndarray, shape (Y, X)
-        Slope of the photon-transfer line, camera counts (ADU) per photo-electron; the excess noise of an EMCCD is in it.
+        Slope of the photon-transfer line, camera counts (ADU) per photo-electron; the excess noise of an
+        EMCCD is in it.
     intercept : float or ndarray, shape (Y, X)
         Variance that the line has at mean 0, ADU^2; usually negative, because the camera adds an offset.
     offset : float or ndarray or None
@@ -81,18 +83,25 @@ class NoiseModel:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be a noise model."""
         if not np.all(np.isfinite(self.gain)) or np.min(self.gain) <= 0:
-            raise ValueError(f"gain is {np.min(self.gain):g} ADU per photo-electron: it must be finite and above 0.")
+            raise ValueError(
+                f"gain is {np.min(self.gain):g} ADU per photo-electron: it must be finite and above 0."
+            )
         if not np.all(np.isfinite(self.intercept)):
             raise ValueError("intercept must be finite.")
         if self.offset is None and self.read_noise is not None:
-            raise ValueError("a read noise without an offset does not fit the line: give the offset too, or neither.")
+            raise ValueError(
+                "a read noise without an offset does not fit the line: give the offset too, or neither."
+            )
         if self.read_noise is not None and np.min(self.read_noise) < 0:
             raise ValueError(f"read_noise is {np.min(self.read_noise):g} ADU: it must be 0 or more.")
         if self.form not in ("thinning", "gaussian"):
             raise ValueError(f"form {self.form!r} is not known: take 'thinning' or 'gaussian'.")
         if self.correlation is not None and any(n % 2 == 0 for n in self.correlation.shape):
-            raise ValueError(f"correlation has shape {self.correlation.shape}: every size must be odd, the centre is 1.")
+            raise ValueError(
+                f"correlation has shape {self.correlation.shape}: every size must be odd, the centre is 1."
+            )
 
     @classmethod
     def from_camera(
@@ -146,8 +155,8 @@ class NoiseModel:
         Returns
         -------
         ndarray of float64, same shape
-            Counts with the mean and the variance of the model, clipped at saturation. With `correlation` the noise is
-            Gaussian; else photon noise (shifted Poisson when offset or read noise is unknown).
+            Counts with the mean and the variance of the model, clipped at saturation. With `correlation` the
+            noise is Gaussian; else photon noise (shifted Poisson when offset or read noise is unknown).
         """
         mean = np.asarray(mean, dtype=np.float64)
         if self.correlation is not None:
@@ -174,13 +183,15 @@ class NoiseModel:
         Returns
         -------
         ndarray of float64
-            Thinning form: u log(nu) - nu - log Gamma(u + 1) - log(gain) with u, nu = (y, mean - zero) / gain, u >= 0;
-            Gaussian form: the normal density with the variance at `mean`. Neighbours are taken as independent.
+            Thinning form: u log(nu) - nu - log Gamma(u + 1) - log(gain) with u, nu = (y, mean - zero) / gain,
+            u >= 0; Gaussian form: the normal density with the variance at `mean`. Neighbours are taken as
+            independent.
         """
         y = np.asarray(y, dtype=np.float64)
         mean = np.asarray(mean, dtype=np.float64)
         if self.form == "gaussian":
-            # A voxel cannot know its level better than a hundredth of a photo-electron: keeps the density finite.
+            # A voxel cannot know its level better than a hundredth of a photo-electron: keeps the density
+            # finite.
             variance = np.maximum(self.variance(mean), 1e-2 * np.square(self.gain))
             return np.asarray(-0.5 * (np.square(y - mean) / variance + np.log(2 * np.pi * variance)))
         u = np.maximum((y - self.zero) / self.gain, 0.0)
@@ -188,7 +199,7 @@ class NoiseModel:
         return np.asarray(special.xlogy(u, nu) - nu - special.gammaln(u + 1) - np.log(self.gain))
 
     def stabilise(self, y: ArrayLike) -> FloatArray:
-        """Generalised Anscombe transform of counts (ADU): noise of about unit variance above 3 photo-electrons."""
+        """Transform counts (ADU) so that their noise has about unit variance above 3 photo-electrons."""
         y = np.asarray(y, dtype=np.float64)
         return 2.0 * np.sqrt(np.maximum((y - self.zero) / self.gain + 0.375, 0.0))
 
@@ -197,7 +208,7 @@ class NoiseModel:
         return self._look_up(mean, "mean")
 
     def stabilised_variance(self, mean: ArrayLike) -> FloatArray:
-        """Var[stabilise(y)] for y of expected value `mean` (ADU): 1 in bright light, less below 3 photo-electrons."""
+        """Var[stabilise(y)] for y of expected value `mean` (ADU): 1 in bright light, less below 3 photons."""
         return self._look_up(mean, "variance")
 
     def unstabilise(self, z: ArrayLike) -> FloatArray:
@@ -211,7 +222,8 @@ class NoiseModel:
         Returns
         -------
         ndarray of float64, same shape
-            Expected counts, ADU; never below the level without light (`zero`, when offset or read noise is unknown).
+            Expected counts, ADU; never below the level without light (`zero`, when offset or read noise is
+            unknown).
         """
         return self._look_up(z, "inverse")
 
@@ -224,13 +236,15 @@ class NoiseModel:
         values = np.broadcast_to(values, shape)
         gain = np.broadcast_to(self.gain, read.shape)
         zero = np.broadcast_to(self.zero, read.shape)
-        # At equal mean u the table depends on the read noise only through the skewness: classes 10 % wide are enough.
+        # At equal mean u the table depends on the read noise only through the skewness: classes of 5 % do.
         index = np.floor(np.log(np.maximum(read, 1e-3) / 1e-3) / np.log(_CLASS_RATIO)).astype(np.int64)
         result = np.empty(shape)
         for k in np.unique(index):
             here = index == k
             level = 0.0 if k == 0 else 1e-3 * _CLASS_RATIO ** int(k)
-            result[..., here] = self._from_table(values[..., here], level, gain[here], zero[here], read[here], what)
+            result[..., here] = self._from_table(
+                values[..., here], level, gain[here], zero[here], read[here], what
+            )
         return result
 
     @staticmethod
@@ -257,8 +271,10 @@ class NoiseModel:
         return np.where(u > nu[-1], 1.0, np.interp(u, nu, variance))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as values that are either JSON-able or arrays (the prior bundle keeps the arrays apart)."""
+        """Give everything as values that are either JSON-able or arrays (a bundle keeps those apart)."""
         record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "transfer"}
+        # JSON knows no NaN.
+        record["photons"] = None if np.isnan(self.photons) else self.photons
         record["notes"] = list(self.notes)
         for name, values in zip(("mean", "variance", "count"), self.transfer, strict=True):
             record[f"transfer_{name}"] = np.asarray(values, dtype=np.float64)
@@ -291,15 +307,18 @@ class NoiseModel:
         if values["hot_pixels"] is not None:
             values["hot_pixels"] = np.asarray(values["hot_pixels"], dtype=bool)
         values["notes"] = tuple(values["notes"])
+        values["photons"] = float("nan") if values["photons"] is None else float(values["photons"])
         mean, variance, count = (np.asarray(record[point], dtype=np.float64) for point in points)
         return cls(**values, transfer=(mean, variance, count))
 
 
-def choose_form(photons: float, read_variance: float | None, correlation: FloatArray | None) -> tuple[Form, str]:
+def choose_form(
+    photons: float, read_variance: float | None, correlation: FloatArray | None
+) -> tuple[Form, str]:
     """Choose the corruption whose third cumulant is nearer to the camera's.
 
-    Thinning takes all noise for photon noise: mismatch r2 / (lam + r2)^1.5 at signal `lam` and read variance `r2`, in
-    photo-electrons. The Gaussian form takes none for photon noise: mismatch lam / (lam + r2)^1.5.
+    Thinning takes all noise for photon noise: mismatch r2 / (lam + r2)^1.5 at signal `lam` and read variance
+    `r2`, in photo-electrons. The Gaussian form takes none for photon noise: mismatch lam / (lam + r2)^1.5.
 
     Parameters
     ----------
@@ -321,7 +340,10 @@ def choose_form(photons: float, read_variance: float | None, correlation: FloatA
         neighbour = float(np.max(np.abs(np.where(correlation < 1, correlation, 0.0))))
         return "gaussian", f"the noise is correlated (up to {neighbour:.2f}) and thinning assumes white noise"
     if read_variance is None:
-        return "thinning", f"{photons:.3g} photo-electrons per voxel; the read noise is not known, so taken as photon noise"
+        return (
+            "thinning",
+            f"{photons:.3g} photo-electrons per voxel; the read noise is not known, so taken as photon noise",
+        )
     if read_variance > photons:
         return "gaussian", f"read noise ({read_variance:.3g} e^2) exceeds photon noise ({photons:.3g} e^2)"
     return "thinning", f"photon noise ({photons:.3g} e^2) dominates read noise ({read_variance:.3g} e^2)"
@@ -355,7 +377,9 @@ def stabilising_table(read: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         nodes, weights = np.polynomial.legendre.leggauss(64)
         half = 0.5 * (high - low)[:, None]
         w = low[:, None] + half * (nodes + 1)
-        density = np.exp(-0.5 * np.square((np.square(w) - centre[:, None]) / read)) / (read * np.sqrt(2 * np.pi))
+        density = np.exp(-0.5 * np.square((np.square(w) - centre[:, None]) / read)) / (
+            read * np.sqrt(2 * np.pi)
+        )
         mass = half * weights * density * 2 * w
         first = (2 * w * mass).sum(axis=1)
         second = (4 * np.square(w) * mass).sum(axis=1)
@@ -368,15 +392,21 @@ def stabilising_table(read: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     return table
 
 
-def _correlated_noise(shape: tuple[int, ...], correlation: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Unit-variance Gaussian noise with the given autocorrelation over the last axes (periodic)."""
+def _correlated_noise(
+    shape: tuple[int, ...], correlation: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """Draw unit-variance Gaussian noise with the given autocorrelation over the last axes (periodic)."""
     axes = tuple(range(-correlation.ndim, 0))
     grid = np.zeros([max(shape[a], correlation.shape[a]) for a in axes])
     for index, value in np.ndenumerate(correlation):
-        grid[tuple((i - n // 2) % m for i, n, m in zip(index, correlation.shape, grid.shape, strict=True))] += value
-    # A truncated autocorrelation may have a slightly negative spectrum; what is cut is put back as overall scale.
+        grid[
+            tuple((i - n // 2) % m for i, n, m in zip(index, correlation.shape, grid.shape, strict=True))
+        ] += value
+    # A truncated autocorrelation may have a slightly negative spectrum; what is cut is put back as overall
+    # scale.
     spectrum = np.maximum(np.fft.fftn(grid).real, 0.0)
     spectrum /= spectrum.mean()
     white = rng.standard_normal(shape[: len(shape) - correlation.ndim] + grid.shape)
     noise = np.fft.ifftn(np.fft.fftn(white, axes=axes) * np.sqrt(spectrum), axes=axes).real
-    return np.asarray(noise[(..., *(slice(shape[a]) for a in axes))])
+    lead = tuple(slice(None) for _ in shape[: len(shape) - correlation.ndim])
+    return np.asarray(noise[lead + tuple(slice(0, shape[a]) for a in axes)])

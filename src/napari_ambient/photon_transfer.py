@@ -1,22 +1,23 @@
 """The photon-transfer line of images: contrasts blind to structure, grouped by brightness, and a robust line.
 
-    E[e^2] = gain * E[m] + intercept,    e = sum_i h_i y_i,    m = sum_i h_i^2 y_i,    sum_i h_i = 0,    sum_i h_i^2 = 1
+    E[e^2] = gain * E[m] + intercept,    e = sum_i h_i y_i,    m = sum_i h_i^2 y_i,    sum_i h_i = 0,    sum_i
+    h_i^2 = 1
 
-A contrast h that the specimen cannot excite (the diagonal corner of the spectrum, beyond the cut-off of the optics; or the
-difference of two frames) has only noise in it, and its square has the variance of the voxels under it weighted by h^2: exactly,
-for white noise of any distribution, because variance is linear in the mean. Voxels are grouped by the brightness of a
-*ring around* the contrast: noise in the ring is independent of noise in the contrast, so the grouping biases neither mean
-nor variance (an instrumental variable; grouping by the voxel's own value flattens the line). The roughness of
-the neighbourhood selects flat places in the same way. Which contrast, and which places: the most precise whose line agrees
-with those of all more cautious ones (Lepski's rule). Background: Foi et al., IEEE TIP 17 (2008); Janesick, Photon
-Transfer (2007).
+A contrast h that the specimen cannot excite (the diagonal corner of the spectrum, beyond the cut-off of the
+optics; or the difference of two frames) has only noise in it, and its square has the variance of the voxels
+under it weighted by h^2: exactly, for white noise of any distribution, because variance is linear in the
+mean. Voxels are grouped by the brightness of a *ring around* the contrast: noise in the ring is independent
+of noise in the contrast, so the grouping biases neither mean nor variance (an instrumental variable; grouping
+by the voxel's own value flattens the line). Which contrast: the most precise one whose line does not rise
+above that of any more cautious one (Lepski's rule). Background: Foi et al., IEEE TIP 17 (2008); Janesick,
+Photon Transfer (2007).
 
 In the flow: `noise_fit.fit_noise` feeds planes in and makes a NoiseModel of the line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,21 @@ Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-__all__ = ["CONTRASTS", "Line", "Plane", "Points", "autocorrelation", "best_line", "brightness_bins", "fit_line", "negative_correlation", "transfer_points"]
+__all__ = [
+    "BETWEEN",
+    "CONTRASTS",
+    "REPEATED",
+    "WITHIN",
+    "Line",
+    "Plane",
+    "Points",
+    "autocorrelation",
+    "best_line",
+    "brightness_bins",
+    "fit_line",
+    "negative_correlation",
+    "transfer_points",
+]
 
 
 def _product(along_y: Sequence[float], along_x: Sequence[float]) -> Array:
@@ -58,8 +73,12 @@ CONTRASTS: dict[str, Array] = {
     "third difference along Y": _product([1, -3, 3, -1], [1]),
     "third difference along X": _product([1], [1, -3, 3, -1]),
 }
-_LESS_CAUTIOUS = ("second difference", "laplacian", "pixel")
-_MARGIN = 9  # half of the roughness ring (6) plus half of the widest contrast (3)
+# What to try, in order: within one image, between frames that may differ, between frames of one unmoving
+# field.
+WITHIN = ("third difference", "second difference", "laplacian")
+BETWEEN = (*WITHIN, "pixel")
+REPEATED = ("pixel",)
+_MARGIN = 9  # half of the widest ring (6) plus half of the widest contrast (3)
 _LAGS = 2
 _SMALLEST_ERROR = 1e-3
 
@@ -91,7 +110,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Points:
-    """Points of the photon-transfer plot: mean (ADU), variance (ADU^2), its standard error, number of voxels."""
+    """Photon-transfer points: mean (ADU), variance (ADU^2), its standard error, number of voxels."""
 
     mean: Array
     variance: Array
@@ -103,7 +122,7 @@ class Points:
 class Line:
     """variance = gain * mean + intercept, with the covariance of (gain, intercept).
 
-    `centre` is the mean brightness (ADU) that the line was fitted around, `contrast` and `flattest` say on what.
+    `centre` is the mean brightness (ADU) that the line was fitted around, `contrast` says on what.
     """
 
     gain: float
@@ -112,14 +131,13 @@ class Line:
     points: Points
     centre: float
     contrast: str = ""
-    flattest: float = 1.0
 
     def at(self, mean: float | Array) -> float | Array:
         """Variance (ADU^2) at a mean (ADU)."""
         return self.gain * mean + self.intercept
 
     def error_at(self, mean: float) -> float:
-        """Standard error of the variance at a mean (ADU)."""
+        """Give the standard error of the variance at a mean (ADU)."""
         row = np.array([mean, 1.0])
         return float(np.sqrt(row @ self.covariance @ row))
 
@@ -172,32 +190,29 @@ def brightness_bins(planes: Sequence[Plane], count: int = 48) -> list[NDArray[np
         Group of every voxel inside the margin, per plane, flattened.
     """
     levels = [_brightness(plane) for plane in planes]
-    low = min(float(np.quantile(level, 0.001)) for level in levels)
-    high = max(float(level.max()) for level in levels)
-    width = max(high - low, np.finfo(np.float32).tiny)
+    low = min([float(np.quantile(level, 0.001)) for level in levels])
+    high = max([float(level.max()) for level in levels])
+    width = max(high - low, float(np.finfo(np.float32).tiny))
     return [
         np.minimum(np.sqrt(np.clip((level - low) / width, 0, 1)) * count, count - 1).astype(np.int16)
         for level in levels
     ]
 
 
-def _squares(plane: Plane, name: str, rough: bool = True) -> tuple[Float32, Float32, Float32, Mask]:
-    """Mean m, square e^2, roughness around (on request) and usable, per voxel inside the margin, flattened."""
+def _squares(plane: Plane, name: str) -> tuple[Float32, Float32, Mask]:
+    """Mean m, square e^2 and usable, per voxel inside the margin, flattened."""
     kernel = CONTRASTS[name]
     e = ndimage.correlate(_filled(plane, plane.noise), kernel)
     level = _filled(plane, plane.level)
     if name == "pixel":
-        e2, m = np.square(e), (40 * level + _ring_mean(level, 7, 3)) / 41
+        m = (40 * level + _ring_mean(level, 7, 3)) / 41
         bad = plane.bad
     else:
-        e2, m = np.square(e), ndimage.correlate(level, np.square(kernel))
-        touched = ndimage.correlate(plane.bad.astype(np.float64), (kernel != 0).astype(np.float64))
-        bad = touched > 0
-    roughness = _inside(_ring_mean(e2, 13, 7)) if rough else np.zeros(0)
+        m = ndimage.correlate(level, np.square(kernel))
+        bad = ndimage.correlate(plane.bad.astype(np.float64), (kernel != 0).astype(np.float64)) > 0
     return (
         _inside(m).astype(np.float32).ravel(),
-        _inside(e2).astype(np.float32).ravel(),
-        roughness.astype(np.float32).ravel(),
+        _inside(np.square(e)).astype(np.float32).ravel(),
         _inside(~bad).ravel(),
     )
 
@@ -228,11 +243,10 @@ def transfer_points(
     planes: Sequence[Plane],
     bins: Sequence[NDArray[np.int16]],
     name: str,
-    flattest: tuple[float, ...] = (1.0,),
     *,
     correlation: Array | None = None,
     before: Line | None = None,
-) -> list[Points]:
+) -> Points:
     """Mean and variance of every brightness group, from one contrast.
 
     Parameters
@@ -243,60 +257,43 @@ def transfer_points(
         From `brightness_bins`.
     name : str
         Key of `CONTRASTS`.
-    flattest : tuple of float
-        Shares of each group to keep, the flattest neighbourhoods first; one set of points for each.
     correlation : ndarray, optional
         Autocorrelation of the noise.
     before : Line, optional
-        Earlier fit: squares that it finds impossible (beyond 7 sigma and 6 photo-electrons) are left out. Without it, the
-        largest hundredth of each group is.
+        Earlier fit: squares that it finds impossible (beyond 7 sigma and 6 photo-electrons) are left out.
+        Without it, the largest hundredth of each group is.
 
     Returns
     -------
-    list of Points
-        One for each of `flattest`; groups with saturated voxels or fewer than 150 voxels are left out or merged.
+    Points
+        Groups with saturated voxels are left out, groups of fewer than 150 voxels merged.
     """
-    parts = [_squares(plane, name, flattest != (1.0,)) for plane in planes]
-    usable = np.concatenate([part[3] for part in parts])
+    parts = [_squares(plane, name) for plane in planes]
+    usable = np.concatenate([part[2] for part in parts])
     mean, square = (np.concatenate([part[i] for part in parts])[usable] for i in range(2))
     group = np.concatenate(list(bins))[usable]
     clipped = np.concatenate([_inside(plane.clipped).ravel() for plane in planes])[usable]
     square /= np.float32(response(name, correlation))
-    overlap = _overlap(name) * planes[0].shared
     groups = int(group.max(initial=0)) + 1
     if before is None:
-        # The rest of a normal distribution has 0.925 of its variance: near enough for a first look.
-        possible = square <= _quantiles(square, group, groups, (0.99,))[0][group]
-        square /= np.float32(0.925)
+        order = np.argsort(group, kind="stable")
+        parts_of = np.split(square[order], np.searchsorted(group[order], np.arange(1, groups)))
+        limit = np.array([np.quantile(part, 0.99) if part.size else 0.0 for part in parts_of])
     else:
         typical = np.bincount(group, mean, groups) / np.maximum(np.bincount(group, minlength=groups), 1)
         limit = 49 * np.maximum(before.at(typical), 0.0) + np.square(6 * before.gain)
-        possible = square <= limit[group]
-    thresholds: list[Array] = []
-    if flattest != (1.0,):
-        roughness = np.concatenate([part[2] for part in parts])[usable]
-        thresholds = _quantiles(roughness, group, groups, flattest)
-    result = []
-    for i, share in enumerate(flattest):
-        keep = possible if share == 1.0 else possible & (roughness <= thresholds[i][group])
-        here, e2 = group[keep], square[keep].astype(np.float64)
-        sums = np.stack([np.bincount(here, w, groups) for w in (None, mean[keep], e2, np.square(e2), clipped[keep])])
-        result.append(_merged(sums, overlap))
-    return result
-
-
-def _quantiles(
-    values: NDArray[np.float32], group: NDArray[np.int16], groups: int, shares: Sequence[float]
-) -> list[Array]:
-    """Quantiles of the values of every group, one array over the groups per share."""
-    order = np.argsort(group, kind="stable")
-    parts = np.split(values[order], np.searchsorted(group[order], np.arange(1, groups)))
-    table = np.array([np.quantile(part, shares) if part.size else np.zeros(len(shares)) for part in parts])
-    return [np.asarray(column, dtype=np.float64) for column in table.T]
+    keep = square <= limit[group]
+    if before is None:
+        # The rest of a normal distribution has 0.925 of its variance: near enough for a first look.
+        square /= np.float32(0.925)
+    here, e2 = group[keep], square[keep].astype(np.float64)
+    weights = (np.ones(here.size), mean[keep], e2, np.square(e2), clipped[keep])
+    sums = np.array([np.bincount(here, weight, groups) for weight in weights])
+    return _merged(sums, _overlap(name) * planes[0].shared)
 
 
 def _merged(sums: Array, overlap: float) -> Points:
-    """Points from the per-group sums (count, m, e^2, e^4, clipped); small groups join the next brighter one."""
+    """Make points of per-group sums (count, m, e^2, e^4, clipped); small groups join the next brighter."""
     rows = []
     waiting = np.zeros(5)
     for column in sums.T:
@@ -316,11 +313,14 @@ def _merged(sums: Array, overlap: float) -> Points:
 # ----------------------------------------------------------------------------------------------- line
 
 
-def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None, systematic: float = 0.02) -> Line:
+def fit_line(
+    points: Points, *, pinned: tuple[float, float, float] | None = None, systematic: float = 0.02
+) -> Line:
     """Straight line through the points by iteratively reweighted least squares.
 
-    Weights come from the standard errors, from `systematic` (a share of the variance that no point is trusted beyond) and from a
-    Cauchy loss at 3 standard errors, which lets a few groups (structure, a clipped floor) miss the line.
+    Weights come from the standard errors, from `systematic` (a share of the variance that no point is trusted
+    beyond) and from a Cauchy loss at 3 standard errors, which lets a few groups (structure, a clipped floor)
+    miss the line.
 
     Parameters
     ----------
@@ -338,15 +338,18 @@ def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None
     """
     mean, variance, error = points.mean, points.variance, points.error
     if pinned is not None:
-        mean, variance, error = (np.append(a, b) for a, b in zip((mean, variance, error), pinned, strict=True))
+        mean, variance, error = (
+            np.append(a, b) for a, b in zip((mean, variance, error), pinned, strict=True)
+        )
     centre = float(np.average(mean, weights=1 / np.maximum(variance, 0.01 * variance.max())))
     spread = max(float(mean.std()), np.finfo(np.float64).tiny)
     design = np.stack([(mean - centre) / spread, np.ones_like(mean)], axis=1)
     model = np.maximum(variance, 0.0)
     loss = np.ones_like(mean)
-    # Errors relative to the fitted variance, not to the measured: a point that came out low must not weigh more for it.
-    relative = np.maximum(error / np.maximum(variance, np.finfo(np.float64).tiny), _SMALLEST_ERROR)
+    # Errors relative to the fitted variance, not to the measured: a point that came out low must not weigh
+    # more for it.
     floor = 1e-3 * float(np.median(variance)) + np.finfo(np.float64).tiny
+    relative = np.maximum(error / np.maximum(variance, floor), _SMALLEST_ERROR)
     for _ in range(50):
         sigma = np.sqrt(np.square(relative * model) + np.square(systematic * model) + floor**2)
         weight = np.sqrt(loss) / sigma
@@ -365,15 +368,15 @@ def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None
 
 
 def _agree(line: Line, cautious: Line) -> bool:
-    """Whether a precise line lies nowhere above a cautious one by more than 1.5 errors of their difference and 1 %.
+    """Whether a precise line lies nowhere above a cautious one by more than 2 errors and 1 %.
 
-    Structure only adds variance, so the test is one-sided; the error of the difference is Hausman's (the two share
-    their voxels).
+    Structure only adds variance, so the test is one-sided; the error of the difference is Hausman's (the two
+    share their voxels).
     """
     for level in np.quantile(cautious.points.mean, (0.1, 0.5, 0.9)):
         expected = float(cautious.at(level))
         error = np.sqrt(max(cautious.error_at(level) ** 2 - line.error_at(level) ** 2, 0.0))
-        if float(line.at(level)) - expected > 1.5 * error + 0.01 * abs(expected):
+        if float(line.at(level)) - expected > 2 * error + 0.01 * abs(expected):
             return False
     return True
 
@@ -381,53 +384,41 @@ def _agree(line: Line, cautious: Line) -> bool:
 def best_line(
     planes: Sequence[Plane],
     bins: Sequence[NDArray[np.int16]],
+    ladder: Sequence[str],
     *,
     correlation: Array | None = None,
     pinned: tuple[float, float, float] | None = None,
     before: Line | None = None,
-    structure_free: bool = False,
 ) -> Line:
-    """Fit the line with the most precise contrast and the largest share of places that agrees with all more cautious ones.
+    """Fit the line with the most precise contrast that agrees with all more cautious ones.
 
     Parameters
     ----------
     planes, bins, correlation, pinned, before
         As in `transfer_points` and `fit_line`.
-    structure_free : bool
-        The planes are differences of frames that show the same field: take the voxels themselves.
+    ladder : sequence of str
+        Contrasts to try, the most cautious first: `WITHIN`, `BETWEEN` or `REPEATED`.
 
     Returns
     -------
     Line
-        With the contrast and the share it was fitted on.
+        With the contrast it was fitted on.
     """
-    if structure_free:
-        ladder: list[tuple[str, tuple[float, ...]]] = [("pixel", (1.0,))]
-    else:
-        ladder = [("third difference", (0.5, 1.0)), *((name, (1.0,)) for name in _LESS_CAUTIOUS)]
     accepted: list[Line] = []
-    for line in _ladder_lines(planes, bins, ladder, correlation, pinned, before):
+    for name in ladder:
+        points = transfer_points(planes, bins, name, correlation=correlation, before=before)
+        if points.mean.size + (pinned is not None) < 2:
+            continue
+        line = replace(fit_line(points, pinned=pinned), contrast=name)
         if not all(_agree(line, cautious) for cautious in accepted):
             break
         accepted.append(line)
     if not accepted:
-        raise ValueError("no group of voxels is free of saturation and large enough to measure a variance on.")
+        raise ValueError(
+            "no two groups of voxels of different brightness are large enough and free of saturation: "
+            "give a larger or less saturated image, or dark frames."
+        )
     return accepted[-1]
-
-
-def _ladder_lines(
-    planes: Sequence[Plane],
-    bins: Sequence[NDArray[np.int16]],
-    ladder: list[tuple[str, tuple[float, ...]]],
-    correlation: Array | None,
-    pinned: tuple[float, float, float] | None,
-    before: Line | None,
-) -> Iterator[Line]:
-    for name, shares in ladder:
-        sets = transfer_points(planes, bins, name, shares, correlation=correlation, before=before)
-        for share, points in zip(shares, sets, strict=True):
-            if points.mean.size + (pinned is not None) >= 2:
-                yield replace(fit_line(points, pinned=pinned), contrast=name, flattest=share)
 
 
 # ------------------------------------------------------------------------------------ autocorrelation
@@ -436,8 +427,9 @@ def _ladder_lines(
 def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) -> tuple[Array, bool]:
     """Autocorrelation of the noise, from the places where it is smallest.
 
-    Structure only adds correlation, and more of it in bright and rough places; the camera adds the same everywhere. So the
-    places are classed by brightness and roughness, and the classes with the least correlation are believed.
+    Structure only adds correlation, and more of it in bright and rough places; the camera adds the same
+    everywhere. So the places are classed by brightness and roughness, and the classes with the least
+    correlation are believed.
 
     Parameters
     ----------
@@ -455,7 +447,8 @@ def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) 
     """
     lags = [(dy, dx) for dy in range(_LAGS + 1) for dx in range(-_LAGS, _LAGS + 1) if (dy, dx) > (0, 0)]
     group = np.concatenate(list(bins))
-    roughness = np.concatenate([_squares(plane, "pixel")[2] for plane in planes])
+    residuals = [ndimage.correlate(_filled(plane, plane.noise), CONTRASTS["pixel"]) for plane in planes]
+    roughness = np.concatenate([_inside(_ring_mean(np.square(e), 13, 7)).ravel() for e in residuals])
     edges = np.unique(np.quantile(group, np.linspace(0, 1, 6)))[1:-1]
     bright = np.searchsorted(edges, group, side="right")
     kind = 2 * bright
@@ -465,15 +458,16 @@ def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) 
     # Products and the number of good pairs, per class and lag; the lag 0 first.
     sums, pairs = np.zeros((2, classes, len(lags) + 1))
     position = 0
-    for plane in planes:
-        e = ndimage.correlate(_filled(plane, plane.noise), CONTRASTS["pixel"])
+    for plane, e in zip(planes, residuals, strict=True):
         good = (~plane.bad).astype(np.float64)
-        e *= good
+        residual = e * good
         here = kind[position : position + _inside(e).size]
         position += here.size
         for column, (dy, dx) in enumerate([(0, 0), *lags]):
-            for table, image in ((sums, e), (pairs, good)):
-                shifted = image[_MARGIN + dy : image.shape[0] - _MARGIN + dy, _MARGIN + dx : image.shape[1] - _MARGIN + dx]
+            for table, image in ((sums, residual), (pairs, good)):
+                shifted = image[
+                    _MARGIN + dy : image.shape[0] - _MARGIN + dy, _MARGIN + dx : image.shape[1] - _MARGIN + dx
+                ]
                 table[:, column] += np.bincount(here, (_inside(image) * shifted).ravel(), classes)
     own = _kernel_autocorrelation("pixel")
     middle = own.shape[0] // 2
@@ -495,9 +489,9 @@ def autocorrelation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) 
 def negative_correlation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int16]]) -> Array:
     """Negative correlation between neighbours along X or Y, proven where structure hides the autocorrelation.
 
-    Third differences along one axis only see every frequency of the other, structure with it, and structure only adds
-    variance. So where they show *less* variance than the third difference along both, the axis that they lack must
-    have raised the latter: by 1 - 1.5 rho, rho the correlation of neighbours along that axis.
+    Third differences along one axis only see every frequency of the other, structure with it, and structure
+    only adds variance. So where they show *less* variance than the third difference along both, the axis that
+    they lack must have raised the latter: by 1 - 1.5 rho, rho the correlation of neighbours along that axis.
 
     Parameters
     ----------
@@ -510,14 +504,16 @@ def negative_correlation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int1
         Autocorrelation, 1 at the centre, 0 where nothing is proven.
     """
     both, along_y, along_x = (
-        fit_line(transfer_points(planes, bins, name)[0])
+        fit_line(transfer_points(planes, bins, name))
         for name in ("third difference", "third difference along Y", "third difference along X")
     )
     level = float(np.quantile(both.points.mean, 0.75))
     result = _white()
     for line, lag in ((along_y, (0, 1)), (along_x, (1, 0))):
         ratio = float(both.at(level) / line.at(level))
-        error = ratio * float(np.hypot(both.error_at(level) / both.at(level), line.error_at(level) / line.at(level)))
+        error = ratio * float(
+            np.hypot(both.error_at(level) / both.at(level), line.error_at(level) / line.at(level))
+        )
         if ratio > 1 + 2 * error:
             rho = (1 - ratio) / 1.5
             result[_LAGS + lag[0], _LAGS + lag[1]] = result[_LAGS - lag[0], _LAGS - lag[1]] = rho

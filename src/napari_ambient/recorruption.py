@@ -173,8 +173,11 @@ class Gaussian(Recorruption):
 
     def variance(self, counts: Tensor) -> Tensor:
         """Stabilised variance V of each voxel, from a blurred pilot of the photo-electrons."""
-        root = blur(counts, self._pilot).clamp_min(0).sqrt()
-        return _look_up(self._variance, root / self._root_high)
+        return self.variance_at(blur(counts, self._pilot))
+
+    def variance_at(self, photons: Tensor) -> Tensor:
+        """Variance of the scaled intensity at known expected photo-electrons, by the table."""
+        return _look_up(self._variance, photons.clamp_min(0).sqrt() / self._root_high)
 
     def recorrupt(
         self, counts: Tensor, valid: Tensor | None, sigma: Tensor, generator: torch.Generator | None

@@ -30,7 +30,7 @@ from .noise import NoiseModel
 from .prior import Prior, place
 from .recorruption import Recorruption, choose_recorruption, from_photons, to_photons, trusted
 from .volumes import Volume
-from .volumes.tiles import Domain, Tile, cores, split
+from .volumes.tiles import Domain, Tile, split
 
 Array = NDArray[np.float32]
 
@@ -83,6 +83,8 @@ class Restorer:
     dtype: np.dtype[Any]
     device: torch.device
     clipping: Clipping = field(default_factory=Clipping)
+    too_large: float = math.inf
+    """Voxels (with halo) of the smallest tile that did not fit into memory."""
 
     def __post_init__(self) -> None:
         self.form: Recorruption = choose_recorruption(self.noise, self.prior.record.form)
@@ -114,25 +116,26 @@ class Restorer:
             In the units of the volume.
         """
         tile = self.domain.tile(core)
-        try:
-            with memory_errors():
-                result = self._restore(tile, time, channel)
-        except MemoryError as error:
-            halves = split(core, [max(s, 8) for s in self.domain.stride])
-            if halves is None:
-                raise MemoryError(
-                    f"not enough memory for even the smallest tile ({error}); close other programs, or use a smaller "
-                    "network (size 'small'), or --device cpu"
-                ) from error
-            warnings.warn(
-                f"out of memory on {self.device} with a tile of {_size(tile.core)} voxels: halved, and going on",
-                TileWarning,
-                stacklevel=2,
-            )
-            parts = [self.region(time, channel, half) for half in halves]
-            axis = next(a for a in range(3) if halves[0][a] != halves[1][a])
-            return np.concatenate(parts, axis=axis)
-        return self._convert(result)
+        halves = split(core, [max(s, 8) for s in self.domain.stride])
+        if tile.voxels < self.too_large or halves is None:
+            try:
+                with memory_errors():
+                    return self._convert(self._restore(tile, time, channel))
+            except MemoryError as error:
+                if halves is None:
+                    raise MemoryError(
+                        f"not enough memory for even the smallest tile ({error}); close other programs, or use a "
+                        "smaller network (size 'small'), or --device cpu"
+                    ) from error
+                self.too_large = tile.voxels
+                warnings.warn(
+                    f"out of memory on {self.device} with a tile of {_size(tile.core)} voxels: halved, and going on",
+                    TileWarning,
+                    stacklevel=2,
+                )
+        parts = [self.region(time, channel, half) for half in halves]
+        axis = next(a for a in range(3) if halves[0][a] != halves[1][a])
+        return np.concatenate(parts, axis=axis)
 
     def _restore(self, tile: Tile, time: int, channel: int) -> Array:
         noise = self.noise[channel]
@@ -392,4 +395,4 @@ def _where(box: Sequence[slice]) -> str:
     return ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip("ZYX", box, strict=True))
 
 
-__all__ = ["Clipping", "RestorationError", "Restorer", "TileWarning", "cores", "plan_tile", "restore"]
+__all__ = ["Clipping", "RestorationError", "Restorer", "TileWarning", "plan_tile", "restore"]

@@ -1,23 +1,23 @@
 """Synthetic fluorescent structures, a microscope and a camera: data with a known truth.
 
-    y = offset + gain * Gamma(k * n, 1 / k) + N(0, read_noise^2),    n ~ Poisson(photons),    k = 1 / (excess - 1)
+    y = offset + gain * Gamma(k * n, 1 / k) + N(0, read_noise^2),    n ~ Poisson(photons),    k = 1 / (excess
+    - 1)
 
-`photons` is the specimen seen through a point-spread function, in expected photo-electrons per voxel; the Gamma is the
-multiplication of an EMCCD register or a photomultiplier (mean n, variance (excess - 1) n, so that the shot noise is
-`excess` times Poisson's; excess = 1 multiplies nothing). EMCCD: Robbins & Hadwen, IEEE Trans. Electron Devices 50
-(2003). Camera maps: Huang et al., Nat. Methods 10 (2013). PSF: Zhang, Zerubia & Olivo-Marin, Appl. Opt. 46 (2007) for the
-Gaussian, Born & Wolf, Principles of Optics, section 8.8, for the scalar integral.
+`photons` is the specimen seen through a point-spread function, in expected photo-electrons per voxel; the
+Gamma is the multiplication of an EMCCD register or a photomultiplier (mean n, variance (excess - 1) n, so
+that the shot noise is `excess` times Poisson's; excess = 1 multiplies nothing). EMCCD: Robbins & Hadwen, IEEE
+Trans. Electron Devices 50 (2003). Camera maps: Huang et al., Nat. Methods 10 (2013). PSF: Zhang, Zerubia &
+Olivo-Marin, Appl. Opt. 46 (2007) for the Gaussian, Born & Wolf, Principles of Optics, section 8.8, for the
+scalar integral.
 
-In the flow this file stands beside everything: it makes `sample_data/` and the data with known answers for the tests.
-`python -m napari_ambient.simulate sample_data` writes the sample data.
+In the flow this file stands beside everything: `tools/make_sample_data.py` makes `sample_data/` with it, and
+the tests make data with known answers.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,13 +29,13 @@ Step = float | Sequence[float]
 
 __all__ = [
     "Camera",
+    "blur",
     "born_wolf_psf",
     "filaments",
     "gaussian_psf",
     "mitochondria",
     "nuclei",
     "through_microscope",
-    "write_sample_data",
 ]
 
 
@@ -119,10 +119,12 @@ def mitochondria(
     cell = _cell(shape, step, rng)
     count = max(4, round(density * field[-1] * field[-2]))
     centre = _point_inside(cell, step, rng)
-    nucleus = rng.uniform(3.5, 5.0)
+    # In a field smaller than a cell the nucleus shrinks with it, so that tubes are seen at all.
+    extent = float(min(field[-2:]))
+    nucleus = min(rng.uniform(3.5, 5.0), 0.22 * extent)
     away = rng.normal(size=(count, len(shape)))
     away /= np.linalg.norm(away[:, -2:], axis=1, keepdims=True)
-    start = centre + away * (nucleus + rng.exponential(4.0, (count, 1))) * _flatten(len(shape))
+    start = centre + away * (nucleus + rng.exponential(min(4.0, 0.25 * extent), (count, 1))) * _flatten(len(shape))
     if len(shape) == 3:
         start[:, 0] = rng.uniform(0.1, 0.9, count) * field[0]
     sideways = away + rng.normal(0, 1.0, away.shape)
@@ -132,7 +134,9 @@ def mitochondria(
     weight = (rng.uniform(0.5, 1.0, count)[:, None] * (steps < lengths[:, None])).astype(np.float64)
     inside = np.linalg.norm((paths - centre)[..., -2:], axis=-1) > 0.9 * nucleus
     line = _splat(paths, weight * inside, shape, step) * _sample_like(cell, shape)
-    return _finish(np.minimum(signal.fftconvolve(line, _ball(radius, step), mode="same"), _cap(line, radius, step)))
+    return _finish(
+        np.minimum(signal.fftconvolve(line, _ball(radius, step), mode="same"), _cap(line, radius, step))
+    )
 
 
 def nuclei(
@@ -167,12 +171,18 @@ def nuclei(
     rng = np.random.default_rng([seed, 3])
     field = np.array(shape) * step
     count = max(1, round(field[-1] * field[-2] / 200)) if count is None else count
-    grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, step, strict=True)), indexing="ij", sparse=True)
+    grid = np.meshgrid(
+        *(np.arange(n) * s for n, s in zip(shape, step, strict=True)), indexing="ij", sparse=True
+    )
     chromatin = _texture(shape, step, 0.35, rng) + 0.7 * _texture(shape, step, 1.2, rng)
     spots = _texture(shape, step, 0.3, rng)
     holes = _texture(shape, step, 0.7, rng)
     bend = _texture(shape, step, 2.0, rng)
-    texture = np.exp(0.35 * chromatin) + 2.5 * special.expit(6 * (spots - 2.3)) - 0.8 * special.expit(6 * (holes - 1.6))
+    texture = (
+        np.exp(0.35 * chromatin)
+        + 2.5 * special.expit(6 * (spots - 2.3))
+        - 0.8 * special.expit(6 * (holes - 1.6))
+    )
     result = np.zeros(shape)
     centres: list[NDArray[np.float64]] = []
     for _ in range(20 * count):
@@ -201,7 +211,9 @@ def nuclei(
 def _checked(shape: Sequence[int], voxel_size: Step) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     shape = tuple(int(n) for n in shape)
     if len(shape) not in (2, 3) or min(shape) < 8:
-        raise ValueError(f"shape {shape} is not a specimen: give (Y, X) or (Z, Y, X) with at least 8 voxels per axis.")
+        raise ValueError(
+            f"shape {shape} is not a specimen: give (Y, X) or (Z, Y, X) with at least 8 voxels per axis."
+        )
     step = np.broadcast_to(np.asarray(voxel_size, dtype=np.float64), (len(shape),))
     if not (step > 0).all():
         raise ValueError(f"voxel_size {voxel_size} must be positive, in micrometres.")
@@ -216,16 +228,18 @@ def _flatten(ndim: int) -> NDArray[np.float64]:
 def _texture(
     shape: tuple[int, ...], step: NDArray[np.float64], length: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Unit-variance Gaussian field with correlation length `length`, micrometres."""
+    """Draw a unit-variance Gaussian field with correlation length `length`, micrometres."""
     noise = ndimage.gaussian_filter(rng.normal(size=shape), length / step, mode="wrap")
     field: NDArray[np.float64] = (noise - noise.mean()) / noise.std()
     return field
 
 
 def _cell(shape: tuple[int, ...], step: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Soft outline of the cell in the plane, (Y, X) in [0, 1]: a bent ellipse that leaves part of the field dark."""
+    """Draw the soft outline of a cell, (Y, X) in [0, 1]: a bent ellipse that leaves some field dark."""
     height, width = np.array(shape[-2:]) * step[-2:]
-    y, x = np.meshgrid(np.arange(shape[-2]) * step[-2], np.arange(shape[-1]) * step[-1], indexing="ij", sparse=True)
+    y, x = np.meshgrid(
+        np.arange(shape[-2]) * step[-2], np.arange(shape[-1]) * step[-1], indexing="ij", sparse=True
+    )
     size = 0.42 * np.sqrt(height * width) * rng.uniform(0.9, 1.25)
     dy = y - height * rng.uniform(0.3, 0.7)
     dx = x - width * rng.uniform(0.3, 0.7)
@@ -234,7 +248,9 @@ def _cell(shape: tuple[int, ...], step: NDArray[np.float64], rng: np.random.Gene
     along = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
     across = np.cos(angle) * dy - np.sin(angle) * dx
     phi = np.arctan2(across, along)
-    outline = 1 + sum(rng.uniform(0, 0.18) * np.cos(k * phi + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5))
+    outline = 1 + sum(
+        rng.uniform(0, 0.18) * np.cos(k * phi + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5)
+    )
     mask: NDArray[np.float64] = special.expit((size * outline - np.hypot(along, across)) / 0.25)
     return mask
 
@@ -260,7 +276,7 @@ def _chains(
     spacing: float,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Worm-like chains, shape (count, points, ndim), micrometres: the direction diffuses by spacing / persistence."""
+    """Grow worm-like chains, (count, points, ndim), micrometres, whose direction diffuses."""
     points = max(2, int(length / spacing))
     count, ndim = start.shape
     angle = np.arctan2(direction[:, -2], direction[:, -1])[:, None]
@@ -270,7 +286,9 @@ def _chains(
         rise = rng.normal(0, 0.1, (count, 1)) + 0.15 * np.cumsum(
             rng.normal(0, np.sqrt(2 * spacing / persistence), (count, points)), axis=1
         )
-    moves = np.stack([np.sin(rise), np.cos(rise) * np.sin(angle), np.cos(rise) * np.cos(angle)], axis=-1)[..., -ndim:]
+    moves = np.stack([np.sin(rise), np.cos(rise) * np.sin(angle), np.cos(rise) * np.cos(angle)], axis=-1)[
+        ..., -ndim:
+    ]
     paths: NDArray[np.float64] = start[:, None] + spacing * np.cumsum(moves, axis=1)
     return paths
 
@@ -297,16 +315,17 @@ def _splat(
 
 
 def _ball(radius: float, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A soft-edged ball, sum 1."""
+    """Make a soft-edged ball, sum 1."""
     half = [int(np.ceil(radius / s)) + 1 for s in step]
     grid = np.meshgrid(*(np.arange(-h, h + 1) * s for h, s in zip(half, step, strict=True)), indexing="ij")
     distance = np.sqrt(sum(g**2 for g in grid))
     ball: NDArray[np.float64] = np.clip((radius - distance) / float(step.min()) + 0.5, 0, 1)
-    return ball / ball.sum()
+    ball /= ball.sum()
+    return ball
 
 
 def _cap(line: NDArray[np.float64], radius: float, step: NDArray[np.float64]) -> float:
-    """Density where tubes cross is at most twice that of a single tube: they exclude each other."""
+    """Limit the density where tubes cross to twice that of a single tube: they exclude each other."""
     blurred = signal.fftconvolve(line, _ball(radius, step), mode="same")
     lit = blurred[line > 0]
     return float(2 * np.median(lit)) if lit.size else 1.0
@@ -328,9 +347,10 @@ def gaussian_psf(
     numerical_aperture: float = 1.4,
     refractive_index: float = 1.515,
 ) -> FloatArray:
-    """Gaussian approximation of the paraxial widefield point-spread function, out to four standard deviations.
+    """Approximate the paraxial widefield point-spread function by a Gaussian, out to 4 sigma.
 
-    sigma_xy = 0.225 wavelength / NA and sigma_z = 0.78 refractive_index wavelength / NA^2 (Zhang et al. 2007, table 1).
+    sigma_xy = 0.225 wavelength / NA and sigma_z = 0.78 refractive_index wavelength / NA^2 (Zhang et al. 2007,
+    table 1).
 
     Parameters
     ----------
@@ -356,7 +376,7 @@ def gaussian_psf(
         half = int(np.ceil(4 * s / step))
         profile = np.exp(-0.5 * (np.arange(-half, half + 1) * step / s) ** 2)
         psf = psf * profile.reshape([-1 if a == axis else 1 for a in range(len(voxel_size))])
-    return (psf / psf.sum()).astype(np.float32)
+    return np.asarray(psf / psf.sum(), dtype=np.float32)
 
 
 def born_wolf_psf(
@@ -367,7 +387,9 @@ def born_wolf_psf(
     numerical_aperture: float = 1.4,
     refractive_index: float = 1.515,
 ) -> FloatArray:
-    """Scalar widefield point-spread function: |int_0^1 J0(k NA r p) exp(-i k z NA^2 p^2 / (2 n)) p dp|^2.
+    """Compute the scalar widefield point-spread function.
+
+    |int_0^1 J0(k NA r p) exp(-i k z NA^2 p^2 / (2 n)) p dp|^2, by 200 Gauss-Legendre nodes.
 
     Parameters
     ----------
@@ -388,7 +410,9 @@ def born_wolf_psf(
         Centred, sum 1.
     """
     if any(n % 2 == 0 for n in shape) or len(shape) != len(voxel_size):
-        raise ValueError(f"a PSF of shape {tuple(shape)} has no centre voxel: give an odd size per axis of voxel_size.")
+        raise ValueError(
+            f"a PSF of shape {tuple(shape)} has no centre voxel: give an odd size per axis of voxel_size."
+        )
     half = [n // 2 for n in shape]
     y = (np.arange(shape[-2]) - half[-2]) * voxel_size[-2]
     x = (np.arange(shape[-1]) - half[-1]) * voxel_size[-1]
@@ -402,7 +426,32 @@ def born_wolf_psf(
     phase = np.exp(-0.5j * wavenumber * numerical_aperture**2 / refractive_index * z[:, None] * p**2)
     profile = np.abs(phase @ bessel.T) ** 2
     psf = np.stack([np.interp(radius, ladder, row) for row in profile]).reshape(shape)
-    return (psf / psf.sum()).astype(np.float32)
+    return np.asarray(psf / psf.sum(), dtype=np.float32)
+
+
+def blur(image: FloatArray, psf: FloatArray) -> FloatArray:
+    """Convolve with a PSF; the image is mirrored at its border.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (Y, X) or (Z, Y, X)
+        Expected light, >= 0.
+    psf : ndarray of float32
+        As many axes, odd-sized, sum 1.
+
+    Returns
+    -------
+    ndarray of float32, shape of `image`
+        Blurred light, >= 0.
+    """
+    if psf.ndim != image.ndim:
+        raise ValueError(f"the PSF has {psf.ndim} axes and the image {image.ndim}: give both the same.")
+    pad = [(min(n // 2, size - 1),) * 2 for n, size in zip(psf.shape, image.shape, strict=True)]
+    padded = np.pad(image.astype(np.float64), pad, mode="reflect")
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pad, image.shape, strict=True))
+    # The transform leaves rounding errors of either sign where there is no light.
+    blurred = np.maximum(signal.fftconvolve(padded, psf, mode="same")[inside], 0)
+    return np.asarray(blurred, dtype=np.float32)
 
 
 def through_microscope(
@@ -414,14 +463,14 @@ def through_microscope(
     haze: float = 0.0,
     haze_width: Sequence[float] | float = 12.0,
 ) -> FloatArray:
-    """Expected photo-electrons per voxel: background + light of the blurred specimen.
+    """Compute the expected photo-electrons of every voxel: background and blurred specimen.
 
     Parameters
     ----------
     specimen : ndarray of float32, shape (Y, X) or (Z, Y, X)
         Fluorophore density.
     psf : ndarray of float32
-        Same number of axes, odd, sum 1. The specimen is mirrored at its border.
+        As many axes, odd-sized, sum 1.
     peak : float
         Photo-electrons above the background where the blurred specimen is brightest (its 99.9th percentile).
     background : float
@@ -436,22 +485,17 @@ def through_microscope(
     ndarray of float32, shape of `specimen`
         Expected photo-electrons.
     """
-    if psf.ndim != specimen.ndim:
-        raise ValueError(f"the PSF has {psf.ndim} axes and the specimen {specimen.ndim}: give both the same.")
-    pad = [(min(n // 2, size - 1),) * 2 for n, size in zip(psf.shape, specimen.shape, strict=True)]
-    light = signal.fftconvolve(np.pad(specimen.astype(np.float64), pad, mode="reflect"), psf, mode="same")
-    light = np.maximum(light[tuple(slice(a, n - b) for (a, b), n in zip(pad, light.shape, strict=True))], 0)
-    light /= max(float(np.quantile(light, 0.999)), 1e-12)
+    light = blur(specimen, psf)
     if haze:
         light = (1 - haze) * light + haze * ndimage.gaussian_filter(light, haze_width, mode="reflect")
-        light /= float(np.quantile(light, 0.999))
+    light = light / max(float(np.quantile(light, 0.999)), 1e-12)
     return (background + peak * light).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------- camera
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
     """A detector: expected photo-electrons in, counts out.
 
@@ -479,10 +523,16 @@ class Camera:
     bits: int = 16
 
     def __post_init__(self) -> None:
-        if np.min(self.gain) <= 0 or np.min(self.read_noise) < 0 or self.excess < 1 or not 1 <= self.bits <= 16:
+        """Refuse what is no camera."""
+        if (
+            np.min(self.gain) <= 0
+            or np.min(self.read_noise) < 0
+            or self.excess < 1
+            or not 1 <= self.bits <= 16
+        ):
             raise ValueError(
-                f"no such camera: gain {np.min(self.gain):g} must be > 0, read_noise {np.min(self.read_noise):g} >= 0, "
-                f"excess {self.excess:g} >= 1 and bits {self.bits} within 1 to 16."
+                f"no such camera: gain {np.min(self.gain):g} must be > 0, read_noise "
+                f"{np.min(self.read_noise):g} >= 0, excess {self.excess:g} >= 1 and bits {self.bits} within 1 to 16."
             )
 
     @classmethod
@@ -521,11 +571,11 @@ class Camera:
         return self.gain * self.excess
 
     def mean(self, photons: NDArray[Any]) -> NDArray[np.float64]:
-        """Expected counts (ADU) for expected photo-electrons, without saturation."""
+        """Compute the expected counts (ADU) of expected photo-electrons, without saturation."""
         return np.asarray(self.offset + self.gain * np.asarray(photons, dtype=np.float64))
 
     def variance(self, photons: NDArray[Any]) -> NDArray[np.float64]:
-        """Variance of the counts (ADU^2), without quantisation and saturation."""
+        """Compute the variance of the counts (ADU^2), without rounding and saturation."""
         electrons = np.asarray(photons, dtype=np.float64)
         return np.asarray(self.excess * np.square(self.gain) * electrons + np.square(self.read_noise))
 
@@ -566,7 +616,8 @@ class Camera:
         seed : int
             Same seed, same chip.
         hot : float
-            Share of pixels with 5 to 20 times the read noise (the tail of the calibrated chips of Huang et al. 2013).
+            Share of pixels with 5 to 20 times the read noise (the tail of the calibrated chips of Huang et
+            al. 2013).
 
         Returns
         -------

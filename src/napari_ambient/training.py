@@ -36,7 +36,7 @@ from .noise import NoiseModel
 from .noise_fit import fit_noise
 from .objectives import OBJECTIVES, Batch, Objective
 from .prior import Prior, PriorError, Record, place, representative, write_whole
-from .recorruption import Thinning, choose_form, choose_recorruption, stabilise, to_photons, trusted
+from .recorruption import Gaussian, Thinning, choose_form, choose_recorruption, stabilise, to_photons, trusted
 from .train_config import TrainConfig, TrainingError
 from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
@@ -383,14 +383,17 @@ class _Training:
                 photons = to_photons(crop.values, noise, where.y, where.x)
                 values.append(photons[trusted(crop.values, noise, where.y, where.x)])
             photons = np.concatenate(values) if values else np.zeros(1, np.float32)
-            z = stabilise(torch.from_numpy(photons), 1.0)
+            seen = torch.from_numpy(photons)
+            z = stabilise(seen, 1.0)
             variance = float(z.var(correction=0))
             if variance == 0:
                 raise TrainingError(
                     f"channel {channel} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned "
                     "from it: choose other channels with --channel"
                 )
-            scales.append(Scale(float(z.mean()), math.sqrt(max(variance - 1, 0.1 * variance))))
+            # the noise's share, by the table: below three photo-electrons it is less than one
+            noise_share = float(Gaussian().variance_at(seen.mean()))
+            scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))
         return scales
 
 

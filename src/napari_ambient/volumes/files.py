@@ -27,6 +27,10 @@ from typing import Any, Literal, Protocol, get_args
 import dask
 import dask.array as da
 import numpy as np
+from dask.base import get_scheduler, optimize
+from dask.local import get_sync
+from dask.optimization import cull
+from dask.utils import ensure_dict
 from numpy.typing import NDArray
 
 from napari_ambient.volumes.errors import AxesError, ReadError, WriteError
@@ -450,9 +454,14 @@ def _blocks(volume: Volume) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     starts = [np.cumsum([0, *sizes[:-1]]).tolist() for sizes in chunks]
     # A dask.distributed Client that the user started announces itself here.
     cluster = dask.config.get("scheduler", None) in ("dask.distributed", "distributed")
-    how = {} if cluster else {"scheduler": "synchronous"}
-    for number in itertools.product(*(range(n) for n in volume.data.numblocks)):
-        block = np.asarray(volume.data.blocks[number].compute(**how))
+    compute = get_scheduler() if cluster else get_sync
+    # Optimised once; then each block takes its own few tasks, which costs the same however many blocks there are.
+    (lazy,) = optimize(volume.data)
+    graph = ensure_dict(lazy.__dask_graph__())
+    for number in itertools.product(*(range(n) for n in lazy.numblocks)):
+        key = (lazy.name, *number)
+        tasks, _ = cull(graph, [key])
+        block = np.asarray(compute(tasks, key))
         shape = tuple(sizes[i] for sizes, i in zip(chunks, number, strict=True))
         if block.shape != shape or block.dtype != volume.dtype:
             raise WriteError(

@@ -178,7 +178,11 @@ def read_npy(path: str) -> Stored:
             file.seek(end)
             if file.read(6) == np.lib.format.MAGIC_PREFIX:
                 file.seek(end)
-                _header(path, file)
+                try:
+                    _header(path, file)
+                except ReadError:
+                    # The image is whole; parse_record says that what follows it is not.
+                    file.seek(end)
                 record = parse_record(file.read().decode("utf-8", "replace"), path)
     if len(shape) < 2 or 0 in shape:
         raise ReadError(f"{path} has shape {shape}; an image has at least Y and X, of size 1 or more")
@@ -218,7 +222,8 @@ def _header(path: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
             shape, fortran, stored = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"version {version} of the format has named fields")
-    except ValueError as error:
+    except Exception as error:
+        # NumPy evaluates the header; a damaged one can make the parser raise anything.
         raise ReadError(
             f"{path} is not a readable .npy file: {error}; save it again with numpy.save"
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from napari_ambient.volumes.errors import AxesError
+from napari_ambient.volumes.errors import AxesError, VolumeError
 from napari_ambient.volumes.volume import (
     AXES,
     Volume,
@@ -103,16 +103,19 @@ class Stored:
             given, "micrometer"
         )
         channels = dict(zip(ordered, data.shape, strict=True)).get("C", 1)
-        return Volume(
-            data=data,
-            axes=ordered,
-            scale=scale,
-            units=units,
-            channel_names=self.channel_names if len(self.channel_names) == channels else (),
-            name=self.name,
-            history=tuple(record.get("history", ())),
-            source=path,
-        )
+        try:
+            return Volume(
+                data=data,
+                axes=ordered,
+                scale=scale,
+                units=units,
+                channel_names=self.channel_names if len(self.channel_names) == channels else (),
+                name=self.name,
+                history=tuple(record.get("history", ())),
+                source=path,
+            )
+        except VolumeError as error:
+            raise type(error)(f"{path}: {error}") from error
 
 
 def _merge(stored: str, recorded: str) -> str:

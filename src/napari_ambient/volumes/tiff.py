@@ -126,8 +126,9 @@ def _faults(path: str) -> Iterator[list[str]]:
         def emit(self, entry: logging.LogRecord) -> None:
             if entry.thread == thread:
                 text = entry.getMessage()
-                # A tag that nobody needs, or a count of strips that tifffile corrects.
+                # A tag that nobody needs (270 is the description), or a count that tifffile corrects.
                 harmless = any(part in text for part in ("TiffTag", "incorrect Strip", "missing ByteCounts"))
+                harmless = harmless and "TiffTag 270 " not in text
                 (notes if harmless or entry.levelno < logging.ERROR else found).append(text)
 
     listener = Listener(logging.WARNING)
@@ -175,7 +176,11 @@ def _letters(path: str, image: Any) -> tuple[str, tuple[str, ...]]:
         axes = axes.replace("S", "C")
         if int(image.keyframe.photometric) in (2, 6) and count in (3, 4):
             names = ("red", "green", "blue", "alpha")[:count]
-    return "".join(letter if letter in AXES else "?" for letter in axes), names
+    letters = "".join(letter if letter in AXES and axes.count(letter) == 1 else "?" for letter in axes)
+    if not {"Y", "X"} <= set(letters):
+        # Free text in a tifffile description; the pages themselves end with Y and X.
+        letters = "?" * (len(axes) - 2) + "YX"
+    return letters, names
 
 
 def _lay(path: str, image: Any, ndim: int, byteorder: str) -> InPlace | Paged:
@@ -280,11 +285,11 @@ def _metadata(path: str, tif: Any, number: int, every: Sequence[Any]) -> Facts:
     imagej = tif.imagej_metadata
     shaped = tif.shaped_metadata
     meta = imagej if imagej is not None else (shaped[0] if shaped else {})
-    scale, units = _from_imagej(meta, page)
-    if not scale and imagej is None:
-        scale, units = _from_tags(page)
     text = str(meta.get("Info", ""))
     record = parse_record(text.removeprefix(INFO), path) if text.startswith(INFO) else None
+    scale, units = _from_imagej(meta, page, set((record or {}).get("scale", ())))
+    if not scale and imagej is None:
+        scale, units = _from_tags(page)
     names = tuple((record or {}).get("channel_names", ()))
     return scale, units, str((record or {}).get("name", "")), names, record
 
@@ -340,17 +345,25 @@ def _positive(text: Any) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _pixels_per_unit(page: Any, axis: str) -> float | None:
-    """Return a resolution tag's value, or None where it is absent or the default 1/1, which nobody set."""
+def _pixels_per_unit(page: Any, axis: str, meant: bool = False) -> float | None:
+    """Return a resolution tag's value, or None where it is absent or 1/1, unless that is known to be meant."""
     tag = f"{axis}Resolution"
     value = page.tags[tag].value if tag in page.tags else None
-    if not isinstance(value, tuple) or len(value) != 2 or not value[1] or tuple(value) == (1, 1):
+    if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
+        return None
+    # ImageJ writes one pixel per unit as 1000000/1000000; 1/1 is what stands there when nobody set it.
+    if tuple(value) == (1, 1) and not meant:
         return None
     return _positive(value[0] / value[1])
 
 
-def _from_imagej(meta: Mapping[str, Any], page: Any) -> tuple[dict[str, float], dict[str, str]]:
-    """Return an ImageJ file's steps; without a physical unit they count pixels, so they are unknown."""
+def _from_imagej(
+    meta: Mapping[str, Any], page: Any, known: set[str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return an ImageJ file's steps; without a physical unit they count pixels, so they are unknown.
+
+    `known` are the axes whose step we wrote.
+    """
     scale: dict[str, float] = {}
     units: dict[str, str] = {}
     for axis, key in (("Z", "zunit"), ("Y", "yunit"), ("X", "unit")):
@@ -359,7 +372,7 @@ def _from_imagej(meta: Mapping[str, Any], page: Any) -> tuple[dict[str, float], 
             # ImageJ writes a negative spacing for a stack recorded downwards.
             step = _positive(str(meta.get("spacing", "")).lstrip("-"))
         else:
-            density = _pixels_per_unit(page, axis)
+            density = _pixels_per_unit(page, axis, axis in known)
             step = 1 / density if density else None
         if unit and step:
             scale[axis], units[axis] = step, unit

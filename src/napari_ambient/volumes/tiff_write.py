@@ -222,10 +222,8 @@ def _imagej_scale(volume: Volume) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _density(step: float) -> tuple[int, int]:
-    """Return pixels per µm as a fraction of 32-bit numbers; never 1/1, which means that nobody set it."""
+    """Return pixels per µm as a fraction of 32-bit numbers."""
     fraction = Fraction(step).limit_denominator(10**6)
     if float(fraction) != step:
         fraction = Fraction(step).limit_denominator(max(int(2**31 / max(step, 1.0)), 1))
-    if fraction == 1:
-        return 10**6, 10**6
     return fraction.denominator, fraction.numerator

@@ -12,6 +12,7 @@ Planned here with integers only; `restoration.py` reads and restores.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,11 @@ class Tile:
     """Where the core lies in what was read."""
     shape: tuple[int, ...]
     """The volume's spatial shape."""
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels are read."""
+        return math.prod(part.stop - part.start for part in self.read)
 
     def sources(self) -> tuple[tuple[slice, ...], tuple[NDArray[np.intp], ...]]:
         """Say which voxels of the volume to read and how to spread them over the tile.

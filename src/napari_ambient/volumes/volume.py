@@ -127,7 +127,9 @@ class Volume:
             raise VolumeError(
                 f"axis {', '.join(empty)} has size 0 in shape {self.data.shape}: there is no image"
             )
-        object.__setattr__(self, "data", _native(self.data))
+        _check_dtype(self.dtype)
+        if not self.dtype.isnative:
+            object.__setattr__(self, "data", self.data.astype(self.dtype.newbyteorder("=")))
         object.__setattr__(
             self, "scale", {axis: float(self.scale[axis]) for axis in self.axes if axis in self.scale}
         )
@@ -209,9 +211,11 @@ class Volume:
         AxesError
             If `axes` is missing for more than two dimensions, or does not fit.
         """
-        data = array if isinstance(array, da.Array) else da.from_array(np.asarray(array))
-        if data.dtype == bool:
-            data = data.astype(np.uint8)
+        plain = array if isinstance(array, da.Array) else np.asarray(array)
+        if plain.dtype == bool:
+            plain = plain.astype(np.uint8)
+        _check_dtype(plain.dtype)
+        data = plain if isinstance(plain, da.Array) else da.from_array(plain)
         if axes is None:
             if data.ndim != 2:
                 raise AxesError(
@@ -399,16 +403,15 @@ def file_stem(path: str) -> str:
     return re.sub(r"(\.ome)?\.(tiff?|btf|tf[28]|zarr|npy|lsm|stk)$", "", Path(path).name, flags=re.IGNORECASE)
 
 
-def _native(data: da.Array) -> da.Array:
-    dtype: np.dtype[Any] = np.dtype(data.dtype)
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        hint = {
-            "c": "take its real part or magnitude first",
-            "b": "Volume.from_array converts it to uint8",
-            "O": "convert it to numbers first",
-        }.get(dtype.kind, "convert it to float32 first")
-        raise VolumeError(f"values of type {dtype} are not intensities: integers and floats are; {hint}")
-    return data if dtype.isnative else data.astype(dtype.newbyteorder("="))
+def _check_dtype(dtype: np.dtype[Any]) -> None:
+    """Raise unless values of this type can be intensities."""
+    if dtype.kind in "iuf" and dtype.itemsize <= 8:
+        return
+    hint = {
+        "c": "take its real part or magnitude first",
+        "b": "Volume.from_array converts it to uint8",
+    }.get(dtype.kind, "convert it to float32 first")
+    raise VolumeError(f"values of type {dtype} are not intensities: integers and floats are; {hint}")
 
 
 def voxel_size_scale(
@@ -482,7 +485,7 @@ def unnamed_axes_message(what: str, stored: str, shape: Sequence[int]) -> str:
     sizes = ", ".join(f"dimension {i} (size {shape[i]})" for i in unnamed)
     first = possible[0]
     return (
-        f"{what} has shape {shape} and does not say what {sizes} is. Possible axes: {', '.join(possible)}"
+        f"{what} has shape {shape} and does not name {sizes}. Possible axes: {', '.join(possible)}"
         f"{', or another order of the same letters' if len(unnamed) > 1 else ''}. Name them, in the order of "
         f'the shape: axes="{first}" (on the command line --axes {first})'
     )
