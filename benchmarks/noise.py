@@ -1,6 +1,6 @@
 """How well `fit_noise` finds a known camera: relative errors of gain and read noise.
 
-    python benchmarks/noise.py [--seeds 5]
+    python benchmarks/noise.py [--seeds 5] [--data FOLDER]
 
 Every case simulates eight frames of 256 x 256 of one field (filaments, mitochondria, nuclei in turn) and fits
 the eight frames, and the first frame alone: without help, with the offset, and with 20 dark frames. "Photons"
@@ -13,19 +13,35 @@ counts without light have it.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from napari_ambient.noise import NoiseModel
-from napari_ambient.noise_fit import NoiseFitError, fit_noise
+from napari_ambient.noise_fit import NoiseFitError, NoiseFitWarning, fit_noise
 from napari_ambient.simulate import Camera, filaments, gaussian_psf, mitochondria, nuclei, through_microscope
 
 PHOTONS = (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 SPECIMENS = (filaments, mitochondria, nuclei)
 VOXEL = (0.1, 0.1)
+REAL = (
+    *((f"fmd/Confocal_{name}_raw4.tif", "TYX") for name in ("FISH", "MICE", "BPAE_B", "BPAE_G", "BPAE_R")),
+    ("ncs_eb3/eb3_scmos_20frames.tif", "TYX"),
+    ("photon_counting/tcspc_cells_counts_256bins.tif", "TYX"),
+    ("photon_counting/paramecium_lsm_30spectral.tif", "TYX"),
+    ("convallaria/convallaria_frame0.tif", "YX"),
+    ("convallaria/field_diaphragm_calib_frame0.tif", "YX"),
+    ("camera/hamamatsu_scmos_storm_11frames.tif", "TYX"),
+    ("w2s/mito_test_fov081-090_avg1.tif", "TYX"),
+    ("gigadb/actin-60x-noise1_lowsnr.tif", "YX"),
+    ("cellfinder3d/crop_planes_ch0.tif", "ZYX"),
+    ("dapi3d/dapi_001.tif", "ZYX"),
+)
 
 
 def scmos(peak: float) -> Camera:
@@ -85,9 +101,7 @@ def measure(camera_name: str, photons: float, seed: int) -> Iterator[Result]:
     rng = np.random.default_rng([seed, int(100 * photons)])
     frames = np.stack([camera.expose(light, rng) for _ in range(8)])
     dark = np.stack([camera.expose(np.zeros(light.shape), rng) for _ in range(20)])
-    true_read = (
-        float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
-    )
+    true_read = float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
 
     def read_error(model: NoiseModel) -> float | None:
         if model.read_noise is None or true_read == 0:
@@ -147,14 +161,46 @@ def main(
             for method in ("8 frames", "1 frame"):
                 those = [row for row in rows if row.method == method]
                 columns = [
-                    summary([getattr(row, key) for row in those])
-                    for key in ("gain", "read_offset", "read_dark")
+                    summary([getattr(row, key) for row in those]) for key in ("gain", "read_offset", "read_dark")
                 ]
                 print(f"| {camera} | {light:g} | {method} | " + " | ".join(columns) + " |", flush=True)
     return results
 
 
+def real(folder: Path) -> None:
+    """Fit the real acquisitions in a folder and print what comes out.
+
+    Parameters
+    ----------
+    folder : Path
+        With the files named in `REAL`; those that are not there are left out.
+    """
+    print("\n| file | method | slope (ADU) | zero (ADU) | hot pixels | photo-electrons | noise |")
+    print("|---|---|---|---|---|---|---|")
+    for name, axes in REAL:
+        if not (folder / name).exists():
+            continue
+        stack = tifffile.imread(folder / name)
+        cases = [(name, stack, axes)]
+        if axes == "TYX":
+            cases.append((f"{name}, middle frame", stack[len(stack) // 2], "YX"))
+        for label, image, letters in cases:
+            with warnings.catch_warnings():
+                # What the warning says shows in the slopes of the single images.
+                warnings.simplefilter("ignore", NoiseFitWarning)
+                model = fit_noise(image, axes=letters)
+            hot = 0.0 if model.hot_pixels is None else 100 * float(model.hot_pixels.mean())
+            numbers = f"{float(model.gain):.3g} | {float(model.zero):.4g} | {hot:.2f} % | {model.photons:.3g}"
+            colour = "white" if model.correlation is None else "correlated"
+            print(f"| {label} | {model.method} | {numbers} | {colour} |", flush=True)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    main(parser.parse_args().seeds)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="fields and noise draws per case; 0 for none")
+    parser.add_argument("--data", type=Path, help="folder of real acquisitions")
+    options = parser.parse_args()
+    if options.seeds:
+        main(options.seeds)
+    if options.data:
+        real(options.data)

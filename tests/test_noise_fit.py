@@ -10,10 +10,10 @@ import dask.array
 import numpy as np
 import pytest
 import tifffile
+from benchmarks import noise as benchmark
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks import noise as benchmark
 from napari_ambient.noise import NoiseModel
 from napari_ambient.noise_fit import NoiseFitError, NoiseFitWarning, describe, fit_noise, plot_transfer
 from napari_ambient.simulate import Camera, filaments, gaussian_psf, nuclei, through_microscope
@@ -23,7 +23,7 @@ Light = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def light() -> Light:
-    """Expected photo-electrons of one field, (256, 256), mean signal 3, with a dark border."""
+    """Give the expected photo-electrons of one field, (256, 256), mean signal 3, with a dark border."""
     return benchmark.expected_light(3.0, 2)
 
 
@@ -67,7 +67,7 @@ def test_offset_and_read_noise_stay_unknown_without_help(light: Light) -> None:
 
 
 def test_read_noise_stays_unknown_where_light_hides_it() -> None:
-    """No part of the field is dark: the line reaches the offset with an error larger than the read variance."""
+    """No part of the field is dark: at the offset the line's error is larger than the read variance."""
     bright = benchmark.expected_light(300.0, 2)[:, 24:] + 200
     model = fit_noise(repeats(Camera.scmos(), bright, 2), axes="TYX", offset=100.0)
     assert model.gain == pytest.approx(2.2, rel=0.1)
@@ -272,7 +272,10 @@ def test_only_a_few_planes_of_a_large_volume_are_read_and_always_the_same() -> N
         return image[None, None]
 
     lazy = dask.array.map_blocks(
-        plane, chunks=((1,) * 40, (1,) * 30, (256,), (256,)), dtype=np.uint16, meta=np.empty((0,) * 4, np.uint16)
+        plane,
+        chunks=((1,) * 40, (1,) * 30, (256,), (256,)),
+        dtype=np.uint16,
+        meta=np.empty((0,) * 4, np.uint16),
     )
     volume = SimpleNamespace(data=lazy, axes="TZYX")
     first = fit_noise(volume, budget=8 * 256**2)

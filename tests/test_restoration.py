@@ -26,7 +26,7 @@ SOLID = UNetArguments(dims=3, widths=(6, 6), strides=((1, 2, 2), (2, 2, 2)))
 
 
 def make_prior(arguments: UNetArguments = FLAT, *, noise: NoiseModel = NOISE, form: str = "thinning") -> Prior:
-    """A network with random weights: its answer depends on everything in its receptive field."""
+    """Give a network random weights: its answer depends on everything in its receptive field."""
     torch.manual_seed(0)
     network = UNet(arguments)
     for parameter in network.parameters():
@@ -125,7 +125,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(said) == 2  # once for each size that did not fit, not for every tile
     np.testing.assert_allclose(result, whole, rtol=1e-5)
     limit = 10
-    with pytest.warns(TileWarning), pytest.raises(MemoryError, match="even the smallest tile.*close other programs"):
+    with pytest.warns(TileWarning), pytest.raises(MemoryError, match=r"even the smallest tile.*close other programs"):
         restore(data, prior).data.compute()
 
 

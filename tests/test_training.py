@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -234,7 +235,7 @@ def test_schedule() -> None:
     rates = [schedule(i, 1000, 50) for i in range(1, 1001)]
     assert np.argmax(rates) + 1 == 50
     assert rates[-1] == pytest.approx(0.02)
-    assert all(a > b for a, b in zip(rates[49:], rates[50:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[49:]))
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     python tools/make_sample_data.py [sample_data]
 
-The same seeds give the same counts: expected light is rounded to 1/256 photo-electron before the camera sees it, so
-that the last bits of a Fourier transform, which differ between machines, do not reach the noise.
+The same seeds give the same counts: expected light is rounded to 1/256 photo-electron before the camera sees
+it, so that the last bits of a Fourier transform, which differ between machines, do not reach the noise.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ input and its target have unit variance at every noise level (Karras et al. 2022
 
 D is in scaled intensity z (`recorruption.py`), where photon noise has standard deviation one at the measurement's
 own level. The condition is (log sigma / 4, is the corruption photon counting?, is x_t the measurement itself?).
-The last flag of the condition matters: a real y is discrete and its noise is never exactly what further corruption makes of it, so
-the network is told when it sees one (and is trained there, `objectives/ambient.py`).
+The last flag of the condition matters: a real y is discrete and its noise is never exactly what further corruption
+makes of it, so the network is told when it sees one (and is trained there, `objectives/ambient.py`).
 """
 
 from __future__ import annotations
@@ -106,5 +106,5 @@ class Denoiser(nn.Module):
             dim=1,
         )
         centred = x_t - centre
-        features = self.network(c_in * centred, condition).to(torch.float32)
+        features: Tensor = self.network(c_in * centred, condition).to(torch.float32)
         return centre + spread.square() / total * centred + level * spread * c_in * features

@@ -53,7 +53,8 @@ class NoiseModel:
     hot_pixels : ndarray of bool, shape (Y, X), or None
         Pixels that do not follow the line.
     photons : float
-        Mean signal, photo-electrons per voxel.
+        Mean signal, photo-electrons per voxel: above the offset, or above `zero` where that is unknown (read
+        noise then counts as light, read_noise^2 / gain^2 of it).
     correlation : ndarray or None
         Autocorrelation of the noise, odd-sized, centre 1; None for white noise.
     form : {"thinning", "gaussian"}
@@ -85,15 +86,11 @@ class NoiseModel:
     def __post_init__(self) -> None:
         """Refuse what cannot be a noise model."""
         if not np.all(np.isfinite(self.gain)) or np.min(self.gain) <= 0:
-            raise ValueError(
-                f"gain is {np.min(self.gain):g} ADU per photo-electron: it must be finite and above 0."
-            )
+            raise ValueError(f"gain is {np.min(self.gain):g} ADU per photo-electron: it must be finite and above 0.")
         if not np.all(np.isfinite(self.intercept)):
             raise ValueError("intercept must be finite.")
         if self.offset is None and self.read_noise is not None:
-            raise ValueError(
-                "a read noise without an offset does not fit the line: give the offset too, or neither."
-            )
+            raise ValueError("a read noise without an offset does not fit the line: give the offset too, or neither.")
         if self.read_noise is not None and np.min(self.read_noise) < 0:
             raise ValueError(f"read_noise is {np.min(self.read_noise):g} ADU: it must be 0 or more.")
         if self.form not in ("thinning", "gaussian"):
@@ -242,9 +239,7 @@ class NoiseModel:
         for k in np.unique(index):
             here = index == k
             level = 0.0 if k == 0 else 1e-3 * _CLASS_RATIO ** int(k)
-            result[..., here] = self._from_table(
-                values[..., here], level, gain[here], zero[here], read[here], what
-            )
+            result[..., here] = self._from_table(values[..., here], level, gain[here], zero[here], read[here], what)
         return result
 
     @staticmethod
@@ -312,9 +307,7 @@ class NoiseModel:
         return cls(**values, transfer=(mean, variance, count))
 
 
-def choose_form(
-    photons: float, read_variance: float | None, correlation: FloatArray | None
-) -> tuple[Form, str]:
+def choose_form(photons: float, read_variance: float | None, correlation: FloatArray | None) -> tuple[Form, str]:
     """Choose the corruption whose third cumulant is nearer to the camera's.
 
     Thinning takes all noise for photon noise: mismatch r2 / (lam + r2)^1.5 at signal `lam` and read variance
@@ -377,9 +370,7 @@ def stabilising_table(read: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         nodes, weights = np.polynomial.legendre.leggauss(64)
         half = 0.5 * (high - low)[:, None]
         w = low[:, None] + half * (nodes + 1)
-        density = np.exp(-0.5 * np.square((np.square(w) - centre[:, None]) / read)) / (
-            read * np.sqrt(2 * np.pi)
-        )
+        density = np.exp(-0.5 * np.square((np.square(w) - centre[:, None]) / read)) / (read * np.sqrt(2 * np.pi))
         mass = half * weights * density * 2 * w
         first = (2 * w * mass).sum(axis=1)
         second = (4 * np.square(w) * mass).sum(axis=1)
@@ -392,16 +383,12 @@ def stabilising_table(read: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     return table
 
 
-def _correlated_noise(
-    shape: tuple[int, ...], correlation: FloatArray, rng: np.random.Generator
-) -> FloatArray:
+def _correlated_noise(shape: tuple[int, ...], correlation: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Draw unit-variance Gaussian noise with the given autocorrelation over the last axes (periodic)."""
     axes = tuple(range(-correlation.ndim, 0))
     grid = np.zeros([max(shape[a], correlation.shape[a]) for a in axes])
     for index, value in np.ndenumerate(correlation):
-        grid[
-            tuple((i - n // 2) % m for i, n, m in zip(index, correlation.shape, grid.shape, strict=True))
-        ] += value
+        grid[tuple((i - n // 2) % m for i, n, m in zip(index, correlation.shape, grid.shape, strict=True))] += value
     # A truncated autocorrelation may have a slightly negative spectrum; what is cut is put back as overall
     # scale.
     spectrum = np.maximum(np.fft.fftn(grid).real, 0.0)

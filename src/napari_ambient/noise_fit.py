@@ -1,8 +1,7 @@
 """Fit the noise of a camera from images: frames, one image or stack, dark frames, or calibration maps.
 
     Var(y) = gain * E[y] + intercept          (photon-transfer line; `photon_transfer` measures its points)
-    read_noise^2 = gain * offset + intercept  (only once the offset is known: images alone give the line, not
-    its split)
+    read_noise^2 = gain * offset + intercept  (once the offset is known: images alone give only the line)
 
 Differences of successive frames show noise only, where the frames show the same field; a single image shows
 noise only in spatial contrasts beyond the reach of the optics. `kind="auto"` tries the first and falls back
@@ -104,6 +103,15 @@ def fit_noise(
     NoiseFitError
         Not finite, constant, saturated or too small images, more than one channel, or a variance that does
         not rise with the mean.
+
+    Notes
+    -----
+    The gain is the slope: for an EMCCD it contains the excess factor. The read noise contains the rounding to
+    whole counts (1/12 ADU^2). It is told from dark frames, or from `offset` when the line reaches the offset
+    with an error below a quarter of the read variance: part of the field must be so dark that photon noise
+    does not hide the electronics. A single image needs optics that blur over the pixels (standard deviation
+    of the PSF of 0.8 pixels or more): structure at the scale of one pixel reads as noise, more so the
+    brighter it is.
     """
     if kind not in ("auto", "repeats", "frames", "single"):
         raise NoiseFitError(f"kind {kind!r} is not known: take 'auto', 'repeats', 'frames' or 'single'.")
@@ -321,9 +329,9 @@ def _model(
     if line.gain <= 2 * error:
         raise NoiseFitError(
             f"the variance does not rise with the mean: slope {line.gain:.3g} +- {error:.2g} ADU "
-            "per photo-electron, which must be above 0. The image is too uniform, or was filtered, or read noise "
-            "rules it; give dark frames (dark=) or camera maps (maps=), or build NoiseModel.from_camera from the "
-            "data sheet."
+            "per photo-electron, which must be above 0. The image is too uniform, or was filtered, or read "
+            "noise rules it; give dark frames (dark=) or camera maps (maps=), or build "
+            "NoiseModel.from_camera from the data sheet."
         )
     read_noise: float | None = None
     if dark is not None:
@@ -333,9 +341,7 @@ def _model(
         if at_offset > 4 * uncertain:
             read_noise = float(np.sqrt(at_offset))
         else:
-            notes.append(
-                f"the line meets the offset at {at_offset:.3g} +- {uncertain:.2g} ADU^2: read noise unclear"
-            )
+            notes.append(f"the line meets the offset at {at_offset:.3g} +- {uncertain:.2g} ADU^2: read noise unclear")
     zero = -line.intercept / line.gain
     mean = float(np.mean([image.mean() for image in frames.images]))
     photons = max((mean - (zero if offset is None else offset)) / line.gain, 0.0)
@@ -364,24 +370,16 @@ def _model(
     )
 
 
-def _from_maps(
-    maps: Mapping[str, ArrayLike] | ArrayLike, frames: Frames, saturation: float | None
-) -> NoiseModel:
+def _from_maps(maps: Mapping[str, ArrayLike] | ArrayLike, frames: Frames, saturation: float | None) -> NoiseModel:
     """Take a known camera: nothing is fitted but the light; the points of the plot come from the frames."""
     if isinstance(maps, Mapping):
         if set(maps) != {"offset", "variance", "gain"}:
-            raise NoiseFitError(
-                f"maps has the keys {sorted(maps)}: it needs 'offset', 'variance' and 'gain'."
-            )
-        offset, variance, gain = (
-            np.asarray(maps[key], dtype=np.float64) for key in ("offset", "variance", "gain")
-        )
+            raise NoiseFitError(f"maps has the keys {sorted(maps)}: it needs 'offset', 'variance' and 'gain'.")
+        offset, variance, gain = (np.asarray(maps[key], dtype=np.float64) for key in ("offset", "variance", "gain"))
     else:
         stacked = np.asarray(maps, dtype=np.float64)
         if stacked.ndim != 3 or len(stacked) != 3:
-            raise NoiseFitError(
-                f"maps has shape {stacked.shape}: it must be (3, Y, X): offset, variance, gain."
-            )
+            raise NoiseFitError(f"maps has shape {stacked.shape}: it must be (3, Y, X): offset, variance, gain.")
         offset, variance, gain = stacked
     shape = frames.images[0].shape
     if not frames.whole or any(m.shape != shape for m in (offset, variance, gain)):
@@ -389,11 +387,7 @@ def _from_maps(
             f"the maps are {offset.shape}, {variance.shape} and {gain.shape} but the planes {shape}: cut the "
             "maps to the region of the chip that the images show."
         )
-    if (
-        not all(np.isfinite(m).all() for m in (offset, variance, gain))
-        or (variance < 0).any()
-        or (gain <= 0).any()
-    ):
+    if not all(np.isfinite(m).all() for m in (offset, variance, gain)) or (variance < 0).any() or (gain <= 0).any():
         raise NoiseFitError("the maps must be finite, with variance >= 0 and gain > 0 everywhere.")
     electrons = np.mean([(image - offset) / gain for image in frames.images], axis=0)
     read = np.sqrt(variance) / gain
@@ -408,8 +402,8 @@ def _from_maps(
         if not 0.8 < ratio < 1.25:
             warnings.warn(
                 f"the frames show {ratio:.2f} of the variance that the maps predict at their level: "
-                "the maps may belong to another region of the chip, another gain setting or another offset. Compare "
-                "with a fit without maps.",
+                "the maps may belong to another region of the chip, another gain setting or another offset. "
+                "Compare with a fit without maps.",
                 NoiseFitWarning,
                 stacklevel=3,
             )
@@ -437,10 +431,7 @@ def _map_points(
         empty = np.zeros(0)
         return (empty, empty, empty), None
     mean_gain, mean_offset = float(gain[good].mean()), float(offset[good].mean())
-    flat = [
-        tuple((frames.images[k] - offset) / gain * mean_gain + mean_offset for k in pair)
-        for pair in frames.pairs
-    ]
+    flat = [tuple((frames.images[k] - offset) / gain * mean_gain + mean_offset for k in pair) for pair in frames.pairs]
     none = np.zeros(good.shape, dtype=bool)
     planes = [Plane((a - b) / np.sqrt(2), (a + b) / 2, ~good, none, 1.5) for a, b in flat]
     points = best_line(planes, brightness_bins(planes), BETWEEN).points

@@ -65,16 +65,10 @@ def _data_and_axes(volume: Any, axes: str | None) -> tuple[Any, str]:
         if axes is None:
             if data.ndim != 2:
                 raise NoiseFitError(
-                    f"an array of shape {tuple(data.shape)} does not say which axis is time: "
-                    "give axes='TYX' or 'ZYX'."
+                    f"an array of shape {tuple(data.shape)} does not say which axis is time: give axes='TYX' or 'ZYX'."
                 )
             axes = "YX"
-    if (
-        len(axes) != data.ndim
-        or not axes.endswith("YX")
-        or len(set(axes)) != len(axes)
-        or set(axes) - set("TCZYX")
-    ):
+    if len(axes) != data.ndim or not axes.endswith("YX") or len(set(axes)) != len(axes) or set(axes) - set("TCZYX"):
         raise NoiseFitError(
             f"axes {axes!r} do not fit an array of shape {tuple(data.shape)}: "
             "give one letter of TCZYX per dimension, YX last."
@@ -127,13 +121,9 @@ def read_frames(volume: Any, axes: str | None, kind: str, budget: int) -> Frames
     windows = _windows(data.shape[-2:], budget)
     whole = len(windows) == 1
     if not whole:
-        notes.append(
-            f"planes of {data.shape[-2]} x {data.shape[-1]}: nine regions looked at, no hot-pixel mask"
-        )
+        notes.append(f"planes of {data.shape[-2]} x {data.shape[-1]}: nine regions looked at, no hot-pixel mask")
     places = list(product(*(range(n) for a, n in zip(axes[:-2], data.shape[:-2], strict=True) if a != "T")))
-    area = sum(
-        len(range(*y.indices(data.shape[-2]))) * len(range(*x.indices(data.shape[-1]))) for y, x in windows
-    )
+    area = sum(len(range(*y.indices(data.shape[-2]))) * len(range(*x.indices(data.shape[-1]))) for y, x in windows)
     count = max(1, budget // area)
     starts: list[int] = []
     if times > 1 and kind != "single":
@@ -184,9 +174,7 @@ def _computed(block: Any) -> Array:
 def _finite(image: Array, index: tuple[int, ...]) -> Array:
     broken = int((~np.isfinite(image)).sum())
     if broken:
-        raise NoiseFitError(
-            f"plane {index} has {broken} voxels that are NaN or infinite: crop or replace them first."
-        )
+        raise NoiseFitError(f"plane {index} has {broken} voxels that are NaN or infinite: crop or replace them first.")
     return image
 
 

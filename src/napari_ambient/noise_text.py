@@ -58,6 +58,7 @@ def describe(model: NoiseModel) -> str:
             f"correlated: {model.correlation[middle[0], middle[1] + 1]:.2f} to the next voxel along X, "
             f"{model.correlation[middle[0] + 1, middle[1]]:.2f} along Y"
         )
+    counted = " (read noise counted as light)" if model.offset is None else ""
     rows = [
         ("gain (slope)", number(model.gain, "ADU per photo-electron")),
         ("zero of the line", number(model.zero, "ADU")),
@@ -65,7 +66,7 @@ def describe(model: NoiseModel) -> str:
         ("read noise", number(model.read_noise, "ADU", need)),
         ("saturation", number(model.saturation, "ADU", "not reached")),
         ("hot pixels", hot),
-        ("light", f"{model.photons:.3g} photo-electrons per voxel"),
+        ("light", f"{model.photons:.3g} photo-electrons per voxel{counted}"),
         ("noise", colour),
         ("training form", f"{model.form}: {model.reason}"),
         ("method", model.method),

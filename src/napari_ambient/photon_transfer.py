@@ -1,7 +1,7 @@
 """The photon-transfer line of images: contrasts blind to structure, grouped by brightness, and a robust line.
 
-    E[e^2] = gain * E[m] + intercept,    e = sum_i h_i y_i,    m = sum_i h_i^2 y_i,    sum_i h_i = 0,    sum_i
-    h_i^2 = 1
+    E[e^2] = gain * E[m] + intercept
+    e = sum_i h_i y_i,   m = sum_i h_i^2 y_i,   sum_i h_i = 0,   sum_i h_i^2 = 1
 
 A contrast h that the specimen cannot excite (the diagonal corner of the spectrum, beyond the cut-off of the
 optics; or the difference of two frames) has only noise in it, and its square has the variance of the voxels
@@ -66,6 +66,7 @@ def _pixel_minus_ring() -> Array:
 
 # The most cautious first; a wider band gives more independent squares and lets more structure through.
 CONTRASTS: dict[str, Array] = {
+    "fourth difference": _product([1, -4, 6, -4, 1], [1, -4, 6, -4, 1]),
     "third difference": _product([1, -3, 3, -1], [1, -3, 3, -1]),
     "second difference": _product([1, -2, 1], [1, -2, 1]),
     "laplacian": np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]) / np.sqrt(20),
@@ -75,7 +76,7 @@ CONTRASTS: dict[str, Array] = {
 }
 # What to try, in order: within one image, between frames that may differ, between frames of one unmoving
 # field.
-WITHIN = ("third difference", "second difference", "laplacian")
+WITHIN = ("fourth difference", "third difference", "second difference", "laplacian")
 BETWEEN = (*WITHIN, "pixel")
 REPEATED = ("pixel",)
 _MARGIN = 9  # half of the widest ring (6) plus half of the widest contrast (3)
@@ -313,9 +314,7 @@ def _merged(sums: Array, overlap: float) -> Points:
 # ----------------------------------------------------------------------------------------------- line
 
 
-def fit_line(
-    points: Points, *, pinned: tuple[float, float, float] | None = None, systematic: float = 0.02
-) -> Line:
+def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None, systematic: float = 0.02) -> Line:
     """Straight line through the points by iteratively reweighted least squares.
 
     Weights come from the standard errors, from `systematic` (a share of the variance that no point is trusted
@@ -338,9 +337,7 @@ def fit_line(
     """
     mean, variance, error = points.mean, points.variance, points.error
     if pinned is not None:
-        mean, variance, error = (
-            np.append(a, b) for a, b in zip((mean, variance, error), pinned, strict=True)
-        )
+        mean, variance, error = (np.append(a, b) for a, b in zip((mean, variance, error), pinned, strict=True))
     centre = float(np.average(mean, weights=1 / np.maximum(variance, 0.01 * variance.max())))
     spread = max(float(mean.std()), np.finfo(np.float64).tiny)
     design = np.stack([(mean - centre) / spread, np.ones_like(mean)], axis=1)
@@ -511,9 +508,7 @@ def negative_correlation(planes: Sequence[Plane], bins: Sequence[NDArray[np.int1
     result = _white()
     for line, lag in ((along_y, (0, 1)), (along_x, (1, 0))):
         ratio = float(both.at(level) / line.at(level))
-        error = ratio * float(
-            np.hypot(both.error_at(level) / both.at(level), line.error_at(level) / line.at(level))
-        )
+        error = ratio * float(np.hypot(both.error_at(level) / both.at(level), line.error_at(level) / line.at(level)))
         if ratio > 1 + 2 * error:
             rho = (1 - ratio) / 1.5
             result[_LAGS + lag[0], _LAGS + lag[1]] = result[_LAGS - lag[0], _LAGS - lag[1]] = rho

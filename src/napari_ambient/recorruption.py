@@ -131,7 +131,7 @@ class Thinning(Recorruption):
         return prediction.square() / 4 + FLOOR
 
     def scaled(self, photons: Tensor) -> Tensor:
-        """z = 2 √λ."""
+        """Z = 2 √λ."""
         return 2 * (photons - FLOOR).clamp_min(0).sqrt()
 
 
@@ -251,8 +251,10 @@ class Gaussian(Recorruption):
         )
         axes = tuple(range(-dims, 0))
         gain = torch.as_tensor(transfer, dtype=like.dtype, device=like.device)
-        noise = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * gain, dim=axes).real
-        return noise[(..., *(slice(0, n) for n in like.shape[-dims:]))]
+        noise: Tensor = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * gain, dim=axes).real
+        for axis, size in zip(axes, like.shape[-dims:], strict=True):
+            noise = noise.narrow(axis, 0, size)
+        return noise
 
 
 def choose_form(noises: Sequence[NoiseModel], form: Form = "auto") -> Literal["thinning", "gaussian"]:
@@ -307,26 +309,27 @@ def to_photons(values: NDArray[np.float32], noise: NoiseModel, rows: slice, colu
     ndarray of float32
         Mean and variance of each voxel are equal, but for hot pixels.
     """
-    zero, gain = (at(np.asarray(v), rows, columns) for v in (noise.zero, noise.gain))
+    zero, gain = at(noise.zero, rows, columns), at(noise.gain, rows, columns)
     return np.asarray((values - zero) / gain, dtype=np.float32)
 
 
 def from_photons(photons: NDArray[np.float32], noise: NoiseModel, rows: slice, columns: slice) -> NDArray[np.float32]:
     """Undo `to_photons`."""
-    zero, gain = (at(np.asarray(v), rows, columns) for v in (noise.zero, noise.gain))
+    zero, gain = at(noise.zero, rows, columns), at(noise.gain, rows, columns)
     return np.asarray(zero + gain * photons, dtype=np.float32)
 
 
-def at(map_: NDArray[np.generic], rows: slice, columns: slice) -> NDArray[np.generic]:
+def at(map_: float | NDArray[np.float64], rows: slice, columns: slice) -> NDArray[np.float64]:
     """Cut a per-pixel map to a region; a single number stays as it is."""
-    return map_[rows, columns] if map_.ndim == 2 else map_
+    whole = np.asarray(map_)
+    return whole[rows, columns] if whole.ndim == 2 else whole
 
 
 def trusted(values: NDArray[np.float32], noise: NoiseModel, rows: slice, columns: slice) -> NDArray[np.bool_]:
     """Say which voxels to learn from and to look at: not hot, finite."""
     good = np.isfinite(values)
     if noise.hot_pixels is not None:
-        good &= ~at(noise.hot_pixels, rows, columns).astype(bool)
+        good &= ~noise.hot_pixels[rows, columns]
     return good
 
 

@@ -382,8 +382,8 @@ def _chunks(size: int, limit: int, stride: int) -> tuple[int, ...]:
     """Equal chunks of at most `limit` voxels that begin on the stride's grid."""
     if size <= limit:
         return (size,)
-    count = -(-size // limit)
-    step = min(limit, max(stride, -(-(-(-size // count)) // stride) * stride))
+    count = math.ceil(size / limit)
+    step = min(limit, math.ceil(size / count / stride) * stride)
     return tuple(min(step, size - a) for a in range(0, size, step))
 
 

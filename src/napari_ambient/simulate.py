@@ -1,7 +1,6 @@
 """Synthetic fluorescent structures, a microscope and a camera: data with a known truth.
 
-    y = offset + gain * Gamma(k * n, 1 / k) + N(0, read_noise^2),    n ~ Poisson(photons),    k = 1 / (excess
-    - 1)
+    y = offset + gain * Gamma(k * n, 1 / k) + N(0, read_noise^2),   n ~ Poisson(photons),   k = 1 / (excess - 1)
 
 `photons` is the specimen seen through a point-spread function, in expected photo-electrons per voxel; the
 Gamma is the multiplication of an EMCCD register or a photomultiplier (mean n, variance (excess - 1) n, so
@@ -134,9 +133,7 @@ def mitochondria(
     weight = (rng.uniform(0.5, 1.0, count)[:, None] * (steps < lengths[:, None])).astype(np.float64)
     inside = np.linalg.norm((paths - centre)[..., -2:], axis=-1) > 0.9 * nucleus
     line = _splat(paths, weight * inside, shape, step) * _sample_like(cell, shape)
-    return _finish(
-        np.minimum(signal.fftconvolve(line, _ball(radius, step), mode="same"), _cap(line, radius, step))
-    )
+    return _finish(np.minimum(signal.fftconvolve(line, _ball(radius, step), mode="same"), _cap(line, radius, step)))
 
 
 def nuclei(
@@ -171,18 +168,12 @@ def nuclei(
     rng = np.random.default_rng([seed, 3])
     field = np.array(shape) * step
     count = max(1, round(field[-1] * field[-2] / 200)) if count is None else count
-    grid = np.meshgrid(
-        *(np.arange(n) * s for n, s in zip(shape, step, strict=True)), indexing="ij", sparse=True
-    )
+    grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, step, strict=True)), indexing="ij", sparse=True)
     chromatin = _texture(shape, step, 0.35, rng) + 0.7 * _texture(shape, step, 1.2, rng)
     spots = _texture(shape, step, 0.3, rng)
     holes = _texture(shape, step, 0.7, rng)
     bend = _texture(shape, step, 2.0, rng)
-    texture = (
-        np.exp(0.35 * chromatin)
-        + 2.5 * special.expit(6 * (spots - 2.3))
-        - 0.8 * special.expit(6 * (holes - 1.6))
-    )
+    texture = np.exp(0.35 * chromatin) + 2.5 * special.expit(6 * (spots - 2.3)) - 0.8 * special.expit(6 * (holes - 1.6))
     result = np.zeros(shape)
     centres: list[NDArray[np.float64]] = []
     for _ in range(20 * count):
@@ -211,9 +202,7 @@ def nuclei(
 def _checked(shape: Sequence[int], voxel_size: Step) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     shape = tuple(int(n) for n in shape)
     if len(shape) not in (2, 3) or min(shape) < 8:
-        raise ValueError(
-            f"shape {shape} is not a specimen: give (Y, X) or (Z, Y, X) with at least 8 voxels per axis."
-        )
+        raise ValueError(f"shape {shape} is not a specimen: give (Y, X) or (Z, Y, X) with at least 8 voxels per axis.")
     step = np.broadcast_to(np.asarray(voxel_size, dtype=np.float64), (len(shape),))
     if not (step > 0).all():
         raise ValueError(f"voxel_size {voxel_size} must be positive, in micrometres.")
@@ -237,9 +226,7 @@ def _texture(
 def _cell(shape: tuple[int, ...], step: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw the soft outline of a cell, (Y, X) in [0, 1]: a bent ellipse that leaves some field dark."""
     height, width = np.array(shape[-2:]) * step[-2:]
-    y, x = np.meshgrid(
-        np.arange(shape[-2]) * step[-2], np.arange(shape[-1]) * step[-1], indexing="ij", sparse=True
-    )
+    y, x = np.meshgrid(np.arange(shape[-2]) * step[-2], np.arange(shape[-1]) * step[-1], indexing="ij", sparse=True)
     size = 0.42 * np.sqrt(height * width) * rng.uniform(0.9, 1.25)
     dy = y - height * rng.uniform(0.3, 0.7)
     dx = x - width * rng.uniform(0.3, 0.7)
@@ -248,9 +235,7 @@ def _cell(shape: tuple[int, ...], step: NDArray[np.float64], rng: np.random.Gene
     along = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
     across = np.cos(angle) * dy - np.sin(angle) * dx
     phi = np.arctan2(across, along)
-    outline = 1 + sum(
-        rng.uniform(0, 0.18) * np.cos(k * phi + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5)
-    )
+    outline = 1 + sum(rng.uniform(0, 0.18) * np.cos(k * phi + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5))
     mask: NDArray[np.float64] = special.expit((size * outline - np.hypot(along, across)) / 0.25)
     return mask
 
@@ -286,9 +271,7 @@ def _chains(
         rise = rng.normal(0, 0.1, (count, 1)) + 0.15 * np.cumsum(
             rng.normal(0, np.sqrt(2 * spacing / persistence), (count, points)), axis=1
         )
-    moves = np.stack([np.sin(rise), np.cos(rise) * np.sin(angle), np.cos(rise) * np.cos(angle)], axis=-1)[
-        ..., -ndim:
-    ]
+    moves = np.stack([np.sin(rise), np.cos(rise) * np.sin(angle), np.cos(rise) * np.cos(angle)], axis=-1)[..., -ndim:]
     paths: NDArray[np.float64] = start[:, None] + spacing * np.cumsum(moves, axis=1)
     return paths
 
@@ -410,9 +393,7 @@ def born_wolf_psf(
         Centred, sum 1.
     """
     if any(n % 2 == 0 for n in shape) or len(shape) != len(voxel_size):
-        raise ValueError(
-            f"a PSF of shape {tuple(shape)} has no centre voxel: give an odd size per axis of voxel_size."
-        )
+        raise ValueError(f"a PSF of shape {tuple(shape)} has no centre voxel: give an odd size per axis of voxel_size.")
     half = [n // 2 for n in shape]
     y = (np.arange(shape[-2]) - half[-2]) * voxel_size[-2]
     x = (np.arange(shape[-1]) - half[-1]) * voxel_size[-1]
@@ -524,15 +505,11 @@ class Camera:
 
     def __post_init__(self) -> None:
         """Refuse what is no camera."""
-        if (
-            np.min(self.gain) <= 0
-            or np.min(self.read_noise) < 0
-            or self.excess < 1
-            or not 1 <= self.bits <= 16
-        ):
+        if np.min(self.gain) <= 0 or np.min(self.read_noise) < 0 or self.excess < 1 or not 1 <= self.bits <= 16:
             raise ValueError(
                 f"no such camera: gain {np.min(self.gain):g} must be > 0, read_noise "
-                f"{np.min(self.read_noise):g} >= 0, excess {self.excess:g} >= 1 and bits {self.bits} within 1 to 16."
+                f"{np.min(self.read_noise):g} >= 0, excess {self.excess:g} >= 1 and bits {self.bits} within "
+                "1 to 16."
             )
 
     @classmethod

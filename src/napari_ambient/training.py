@@ -10,11 +10,12 @@ Adam with a cosine schedule and clipped gradients, bfloat16 where it pays, `Dist
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,8 @@ def train(
     TrainingError, VolumeError, NoiseFitError
         If the data cannot be trained on; the message says why and what to do.
     """
-    last = None
-    for last in iter_train(volume, noise, objective=objective, target=target, config=config, device=device):
-        pass
-    assert last is not None
+    steps = iter_train(volume, noise, objective=objective, target=target, config=config, device=device)
+    (last,) = collections.deque(steps, maxlen=1)
     return last.prior()
 
 
@@ -131,7 +130,7 @@ def iter_train(
     device: torch.device | str | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Train a prior, step by step; see `train` for the other parameters.
 
     Parameters
@@ -201,7 +200,8 @@ class _Training:
         self.form = choose_form(flat, config.form)
         self.objective: Objective = kind(choose_recorruption(flat, self.form))
         torch.manual_seed(config.seed)
-        self.denoiser = Denoiser(UNet(arguments), self._scales()).to(self.device)
+        self.scales = self._scales()
+        self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
         if dims == 2:
             self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
@@ -210,7 +210,7 @@ class _Training:
         self.history: list[dict[str, Any]] = []
         self.kind = objective
 
-    def run(self, first: int, folder: Path | None) -> Iterator[Step]:
+    def run(self, first: int, folder: Path | None) -> Generator[Step, None, None]:
         """Take the steps from `first` on."""
         config = self.config
         model: torch.nn.Module = self.denoiser
@@ -229,7 +229,7 @@ class _Training:
                 terms = self.objective.losses(model, self.average, batch, self.generator(index))
             total = sum(terms.values(), start=torch.zeros((), device=self.device))
             self.optimiser.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
             losses = {name: float(value.detach()) for name, value in terms.items()}
             if not (math.isfinite(sum(losses.values())) and bool(torch.isfinite(norm))):
@@ -290,7 +290,7 @@ class _Training:
 
     def prior(self, index: int) -> Prior:
         """Copy the moving average into a prior."""
-        denoiser = Denoiser(UNet(self.denoiser.arguments), [Scale(*s) for s in self.denoiser.scales.tolist()])  # type: ignore[operator]
+        denoiser = Denoiser(UNet(self.denoiser.arguments), self.scales)
         denoiser.load_state_dict({k: v.detach().cpu() for k, v in self.average.module.state_dict().items()})
         denoiser.eval().requires_grad_(False)
         first = self.volumes[0]
@@ -335,7 +335,7 @@ class _Training:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["training"])
-                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrainingError(f"{path} is damaged ({error}); train anew") from error
         if facts["fingerprint"] != self._fingerprint():
@@ -361,7 +361,7 @@ class _Training:
         return int(facts["step"])
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be the same to resume (as JSON gives it back)."""
+        """Give what must be the same to resume, as JSON gives it back."""
         facts = {
             **asdict(replace(self.config, checkpoint_every=1)),
             "objective": self.kind,
@@ -404,7 +404,7 @@ def schedule(step: int, steps: int, warm_up: int) -> float:
 
 
 def _decay(target: float) -> Any:
-    """Moving average whose memory grows with the number of steps, up to the target decay."""
+    """Give a moving average whose memory grows with the number of steps, up to the target decay."""
 
     def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
         decay = min(target, (1 + int(count)) / (10 + int(count)))
@@ -515,7 +515,7 @@ def _choose_patch(
             f"the smallest volume has (Z, Y, X) = {tuple(room)} voxels, fewer than the patch {full}; "
             f"train on larger images, or choose a smaller patch (a multiple of {stride})"
         )
-    return full
+    return full[0], full[1], full[2]
 
 
 __all__ = ["Step", "TrainConfig", "TrainingError", "iter_train", "schedule", "train"]

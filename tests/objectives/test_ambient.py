@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import SpectralGain, gaussian_field
 from torch import Tensor
 
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.objectives import Ambient, Batch
 from napari_ambient.recorruption import Gaussian, Recorruption, Thinning
+from oracles import SpectralGain, gaussian_field
 
 SIZE, RINGS = 64, 12
 KERNEL = np.array([[0.0, 0.2, 0.0], [0.2, 1.0, 0.2], [0.0, 0.2, 0.0]])

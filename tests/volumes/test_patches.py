@@ -75,7 +75,8 @@ def test_memory_is_bounded_and_every_block_is_seen(monkeypatch: pytest.MonkeyPat
         reads.append(location)
         return np.zeros([b - a for a, b in location], np.float32)
 
-    data = da.map_blocks(block, chunks=((1,) * 12, (32,), (32,)), dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+    chunks = ((1,) * 12, (32,), (32,))
+    data = da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
     stream = PatchStream([Volume.from_array(data, "TYX")], patch=(1, 16, 16), held_out=0, memory=4 * 32 * 32 * 4)
     assert stream.slots == 4
     seen = set()

@@ -60,7 +60,9 @@ def test_voxel_size_by_axis_or_in_order(given: object, expected: dict[str, float
     assert all(unit == "micrometer" for unit in volume.units.values())
 
 
-@pytest.mark.parametrize("wrong", [(0.1, 0.1), {"T": 1.0}, "0.1", (0.1, 0.0, 0.1), (0.1, -1.0, 0.1), (float("nan"),) * 3])
+@pytest.mark.parametrize(
+    "wrong", [(0.1, 0.1), {"T": 1.0}, "0.1", (0.1, 0.0, 0.1), (0.1, -1.0, 0.1), (float("nan"),) * 3]
+)
 def test_wrong_voxel_sizes_are_refused(wrong: object) -> None:
     with pytest.raises(VolumeError, match=r"voxel_size|step along"):
         Volume.from_array(np.zeros((2, 3, 4, 5)), "TZYX", voxel_size=wrong)
@@ -114,7 +116,8 @@ def test_an_axis_of_size_zero_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "hint"), [("complex64", "magnitude"), ("object", "float32"), ("U3", "float32"), ("M8[s]", "float32")]
+    ("dtype", "hint"),
+    [("complex64", "magnitude"), ("object", "float32"), ("U3", "float32"), ("M8[s]", "float32")],
 )
 def test_values_that_are_no_intensities_are_refused(dtype: str, hint: str) -> None:
     with pytest.raises(VolumeError, match=hint):
@@ -259,7 +262,13 @@ def test_unit_factors() -> None:
 
 @pytest.mark.parametrize(
     ("path", "stem"),
-    [("a/mito.ome.tif", "mito"), ("a/v1.2.tiff", "v1.2"), ("x.ome.zarr/", "x"), ("b.NPY", "b"), ("c.dat", "c.dat")],
+    [
+        ("a/mito.ome.tif", "mito"),
+        ("a/v1.2.tiff", "v1.2"),
+        ("x.ome.zarr/", "x"),
+        ("b.NPY", "b"),
+        ("c.dat", "c.dat"),
+    ],
 )
 def test_file_stem(path: str, stem: str) -> None:
     assert file_stem(path) == stem

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..choices import Size
+from napari_ambient.choices import Size
 
 WIDTHS: dict[int, dict[str, tuple[int, ...]]] = {
     2: {"small": (48, 72, 96), "medium": (64, 128, 192), "large": (96, 192, 256, 320)},
@@ -140,7 +140,8 @@ class Block(nn.Module):
         """Map features (B, width, ...) with condition (B, condition)."""
         scale, shift = self.film(condition).reshape(len(x), -1, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
         h = torch.addcmul(shift, self.first(x), 1 + scale)
-        return x + self.second(functional.silu(h, inplace=not h.requires_grad))
+        change: Tensor = self.second(functional.silu(h, inplace=not h.requires_grad))
+        return x + change
 
 
 class UNet(nn.Module):
@@ -235,11 +236,9 @@ class UNet(nn.Module):
             h = down(h)
         for block in self.middle:
             h = block(h, embedded)
-        for blocks, up, stride in zip(
-            reversed(self.decoder), reversed(self.up), reversed(strides[1:]), strict=True  # type: ignore[call-overload]
-        ):
-            h = skips.pop() + depth_to_space(up(h), stride)
-            for block in blocks:
+        for level in reversed(range(len(self.up))):
+            h = skips.pop() + depth_to_space(self.up[level](h), strides[level + 1])
+            for block in self.decoder[level]:  # type: ignore[attr-defined]
                 h = block(h, embedded)
         return depth_to_space(self.leave(self.norms(h)), strides[0])
 

@@ -23,7 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..recorruption import Recorruption
+from napari_ambient.recorruption import Recorruption
+
 from .base import Batch, Denoise, Objective, mean_where
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..recorruption import Recorruption, Thinning
+from napari_ambient.recorruption import Recorruption, Thinning
 
 Denoise = Callable[..., Tensor]
 """A `denoiser.Denoiser`, or anything called like one."""

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ from napari_ambient.volumes.volume import (
     check_axes,
     file_stem,
     unnamed_axes_message,
+    voxel_size_scale,
 )
 
 Format = Literal["ome-tiff", "imagej", "ome-zarr-0.5", "ome-zarr-0.4", "npy"]
@@ -194,9 +195,10 @@ def _open_stack(
             f"{what} is a stack; name the axis along which its files lie first: axes='TYX', 'ZYX' or 'CYX'"
         )
     stored = [first, *(_read(name, level, series) for name in paths[1:])]
-    volumes = [one.settle(name, axes[1:], voxel_size) for one, name in zip(stored, paths, strict=True)]
-    _check_alike(where, volumes)
+    volumes = [one.settle(name, axes[1:], None) for one, name in zip(stored, paths, strict=True)]
     ordered = canonical(axes)
+    given = voxel_size_scale(voxel_size, ordered)
+    _check_alike(where, volumes, set(given))
     names = volumes[0].channel_names
     if axes[0] == "C":
         names = tuple(file_stem(name) for name in paths)
@@ -209,6 +211,8 @@ def _open_stack(
     return volumes[0].replace(
         data=da.stack([one.data for one in volumes], axis=ordered.index(axes[0])),
         axes=ordered,
+        scale={**volumes[0].scale, **given},
+        units={**volumes[0].units, **dict.fromkeys(given, "micrometer")},
         channel_names=names,
         name=file_stem(os.path.dirname(where) if glob.has_magic(where) else where),
         history=history,
@@ -216,8 +220,8 @@ def _open_stack(
     )
 
 
-def _check_alike(where: str, volumes: Sequence[Volume]) -> None:
-    """Raise unless all files of a stack have the shape, type and steps of the first."""
+def _check_alike(where: str, volumes: Sequence[Volume], given: set[str]) -> None:
+    """Raise unless all files of a stack have one shape, one type, and one step along each axis not given."""
 
     def kinds(value: Callable[[Volume], Any]) -> str:
         groups: dict[Any, list[str]] = {}
@@ -239,7 +243,7 @@ def _check_alike(where: str, volumes: Sequence[Volume]) -> None:
             f"the files of {where} have different types and do not stack: {kinds(lambda v: v.dtype.name)}"
         )
     scales = [one.voxel_size | {"T": one.scale.get("T")} for one in volumes]
-    for axis in scales[0]:
+    for axis in (axis for axis in scales[0] if axis not in given):
         steps = [scale[axis] for scale in scales]
         known = [step for step in steps if step is not None]
         if known and (len(known) < len(steps) or max(known) > min(known) * (1 + 1e-6)):
@@ -332,7 +336,7 @@ def iter_save_volume(
     overwrite: bool = False,
     format: Format | None = None,
     pyramid: bool = True,
-) -> Iterator[BlockWritten]:
+) -> Generator[BlockWritten, None, None]:
     """Save a volume block by block, and say after each how far it is.
 
     Parameters
@@ -415,7 +419,7 @@ def _save(
     shapes: Sequence[tuple[int, ...]],
     need: int,
     overwrite: bool,
-) -> Iterator[BlockWritten]:
+) -> Generator[BlockWritten, None, None]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     out: Target | None = None
     try:
@@ -455,7 +459,7 @@ def _blocks(volume: Volume) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     # A dask.distributed Client that the user started announces itself here.
     cluster = dask.config.get("scheduler", None) in ("dask.distributed", "distributed")
     compute = get_scheduler() if cluster else get_sync
-    # Optimised once; then each block takes its own few tasks, which costs the same however many blocks there are.
+    # Optimised once; then each block takes its own few tasks, at the same cost however many blocks there are.
     (lazy,) = optimize(volume.data)
     graph = ensure_dict(lazy.__dask_graph__())
     for number in itertools.product(*(range(n) for n in lazy.numblocks)):

@@ -259,8 +259,12 @@ class NpyTarget:
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, header)
         self.offset = len(head.getvalue())
-        for position, text in ((0, head.getvalue()), (self.offset + volume.nbytes, tail.getvalue())):
-            write_box(self.file, position, (len(text),), (0,), np.frombuffer(text, np.uint8))
+        try:
+            for position, text in ((0, head.getvalue()), (self.offset + volume.nbytes, tail.getvalue())):
+                write_box(self.file, position, (len(text),), (0,), np.frombuffer(text, np.uint8))
+        except BaseException:
+            self.file.close()
+            raise
 
     def write(self, level: int, start: Sequence[int], block: NDArray[Any]) -> None:
         """Write a block where it belongs; there is one level, 0."""

@@ -287,10 +287,12 @@ class PatchStream:
 
 def read_region(volume: Volume, place: Place) -> NDArray[np.float32]:
     """Read one region of one time point and channel as a float32 array (Z, Y, X)."""
-    index: list[int | slice] = []
-    for axis in volume.axes:
-        index.append({"T": place.time, "C": place.channel, "Z": place.z, "Y": place.y, "X": place.x}[axis])
-    values = np.asarray(volume.data[tuple(index)].compute(scheduler="synchronous"), dtype=np.float32)
+    where: dict[str, int | slice] = {
+        **{"T": place.time, "C": place.channel},
+        **{"Z": place.z, "Y": place.y, "X": place.x},
+    }
+    index = tuple(where[axis] for axis in volume.axes)
+    values = np.asarray(volume.data[index].compute(scheduler="synchronous"), dtype=np.float32)
     return values if values.ndim == 3 else values[None]
 
 

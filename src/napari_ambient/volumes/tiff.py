@@ -88,8 +88,7 @@ def read_tiff(path: str, *, level: int = 0, series: int | None = None) -> Stored
             f"{path} cannot be read as TIFF ({type(error).__name__}: {error}); it is probably damaged"
         ) from error
     for axis in scale.keys() & {"Y", "X"}:
-        full, here = (one.shape[one.axes.index(axis)] for one in (chosen, image))
-        scale[axis] *= _shrinkage(full, here)
+        scale[axis] *= _shrinkage(chosen, image)[axis]
     data = da.from_array(
         array,
         chunks=_chunks(array, axes),
@@ -109,10 +108,14 @@ def read_tiff(path: str, *, level: int = 0, series: int | None = None) -> Stored
     )
 
 
-def _shrinkage(full: int, here: int) -> float:
-    """By how much a level of the pyramid is coarser; sizes are rounded, factors as a rule are whole."""
-    factor = max(round(full / here), 1)
-    return factor if here in (full // factor, -(-full // factor)) else full / here
+def _shrinkage(full: Any, level: Any) -> dict[str, float]:
+    """Return by how much a level of the pyramid is coarser along Y and X.
+
+    Sizes are rounded, factors as a rule are whole and the same for both: the longer axis tells.
+    """
+    sizes = {axis: tuple(one.shape[one.axes.index(axis)] for one in (full, level)) for axis in "YX"}
+    factor = max(round(max(sizes.values())[0] / max(sizes.values())[1]), 1)
+    return {axis: factor if abs(n / factor - m) < 1 else n / m for axis, (n, m) in sizes.items()}
 
 
 @contextmanager
@@ -346,7 +349,7 @@ def _positive(text: Any) -> float | None:
 
 
 def _pixels_per_unit(page: Any, axis: str, meant: bool = False) -> float | None:
-    """Return a resolution tag's value, or None where it is absent or 1/1, unless that is known to be meant."""
+    """Return a resolution tag, or None where it is absent or 1/1, unless that is known to be meant."""
     tag = f"{axis}Resolution"
     value = page.tags[tag].value if tag in page.tags else None
     if not isinstance(value, tuple) or len(value) != 2 or not value[1]:

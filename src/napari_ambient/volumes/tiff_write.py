@@ -86,7 +86,8 @@ class TiffTarget:
             for level, shape in enumerate(shapes):
                 found = writer.write(
                     None,
-                    shape=self._stored(shape, squeeze=True),
+                    # tifffile takes a last axis of size 1 for ImageJ's samples, unless those are there too.
+                    shape=self._stored(shape, squeeze=True) + ((1,) if kind == "imagej" else ()),
                     dtype=volume.dtype,
                     photometric="minisblack",
                     returnoffset=True,
@@ -112,6 +113,7 @@ class TiffTarget:
         record = json.dumps(volume.record())
         if kind == "imagej":
             extra, options = _imagej_scale(volume)
+            metadata["axes"] += "S"
             return {"metadata": metadata | extra | {"Info": INFO + record}, "truncate": big} | options
         for axis, step in volume.scale.items():
             key = "TimeIncrement" if axis == "T" else f"PhysicalSize{axis}"
@@ -121,7 +123,12 @@ class TiffTarget:
         if volume.channel_names:
             metadata["Channel"] = {"Name": list(volume.channel_names)}
         metadata["MapAnnotation"] = {"Namespace": NAMESPACE, "record": record}
-        return {"metadata": metadata, "subifds": levels - 1 if levels > 1 else None}
+        options = {"metadata": metadata, "subifds": levels - 1 if levels > 1 else None}
+        across, down = volume.voxel_size["X"], volume.voxel_size["Y"]
+        if across and down and 1e-3 < min(across, down) and max(across, down) < 1e4:
+            # For software that reads TIFF but not OME: pixels per centimetre.
+            options |= {"resolution": (1e4 / across, 1e4 / down), "resolutionunit": "CENTIMETER"}
+        return options
 
     def write(self, level: int, start: Sequence[int], block: NDArray[Any]) -> None:
         """Write a block where it belongs.

@@ -1,0 +1,166 @@
+"""The command line, as a user types it: results, messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_ambient import load_prior, open_volume, restore
+from napari_ambient.cli import main
+
+TINY = ["--steps", "4", "--batch", "2", "--patch", "16", "16", "--precision", "float32", "--device", "cpu"]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y, x = np.meshgrid(*(np.linspace(0, 3 * np.pi, 48),) * 2, indexing="ij")
+    counts = 100 + 2 * rng.poisson(5 * (1 + np.sin(y) * np.sin(x)), (4, 48, 48))
+    path = tmp_path / "waves.tif"
+    tifffile.imwrite(path, counts.astype(np.uint16), imagej=True, metadata={"axes": "TYX", "unit": "um"})
+    return path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(a) for a in arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def trained(stack: Path, folder: Path) -> Path:
+    assert run("train", stack, "-o", folder / "a.prior", "--gain", 2, "--zero", 100, *TINY) == 0
+    return folder / "a.prior"
+
+
+def test_train_restore_info(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The main path; the same voxels as the library gives; finished files are skipped the second time."""
+    prior = trained(stack, tmp_path)
+    assert sorted(p.name for p in prior.iterdir()) == ["prior.json", "weights.safetensors"]
+    assert run("restore", prior, stack, "-o", tmp_path / "out") == 0
+    result = open_volume(tmp_path / "out" / "waves_restored.ome.tif")
+    expected = restore(open_volume(stack), load_prior(prior), device="cpu").data.compute()
+    np.testing.assert_allclose(result.data.compute(), expected, rtol=1e-6)
+    assert result.axes == "TYX"
+    assert result.history[-1]["prior_sha256"] == load_prior(prior).sha256
+    capsys.readouterr()
+    assert run("restore", prior, stack, "-o", tmp_path / "out") == 0
+    assert "skipped" in capsys.readouterr().out
+    assert run("info", prior) == 0
+    text = capsys.readouterr().out
+    assert "thinning form, 4 steps" in text
+    assert "gain" in text
+    assert run("info", stack) == 0
+    assert "T = 4, Y = 48, X = 48" in capsys.readouterr().out
+
+
+def test_restore_to_zarr_in_the_input_type(stack: Path, tmp_path: Path) -> None:
+    """OME-Zarr out, uint16, rounded."""
+    prior = trained(stack, tmp_path)
+    code = run("restore", prior, stack, "-o", tmp_path, "--format", "ome-zarr", "--dtype", "input", "--suffix", "_d")
+    assert code == 0
+    assert open_volume(tmp_path / "waves_d.ome.zarr").dtype == np.uint16
+
+
+def test_a_bad_file_gives_exit_code_1(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are restored, the bad one is named."""
+    prior = trained(stack, tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.tif").write_bytes(stack.read_bytes()[:3000])
+    (folder / "good.tif").write_bytes(stack.read_bytes())
+    assert run("restore", prior, folder, "-o", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "bad.tif: FAILED" in error
+    assert "1 of 2 files failed" in error
+    assert (tmp_path / "out" / "good_restored.ome.tif").exists()
+
+
+def test_fit_noise(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints the camera, and draws the line."""
+    assert run("fit-noise", stack, "--plot", tmp_path / "line.png") == 0
+    text = capsys.readouterr().out.lower()
+    assert "gain" in text
+    assert "photo-electrons" in text
+    assert (tmp_path / "line.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere.tif"], "nowhere.tif"),
+        (["restore", "nowhere.prior", "x.tif", "-o", "out"], "does not exist"),
+        (["train", "nowhere*.tif", "-o", "a.prior"], "no image found"),
+        (["fit-noise", "constant.tif"], "constant"),
+        (["info", "cube.tif"], "axes"),
+        (["train", "constant.tif", "-o", "a.prior", "--gain", "2"], "belong together"),
+    ],
+)
+def test_what_cannot_be_done_gives_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr that says what came and what to do; no traceback."""
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("constant.tif", np.full((64, 64), 7, np.uint8))
+    tifffile.imwrite("cube.tif", np.zeros((5, 6, 7), np.uint8), photometric="minisblack")
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_existing_prior_is_not_replaced(stack: Path, tmp_path: Path) -> None:
+    """Only with --overwrite."""
+    prior = trained(stack, tmp_path)
+    before = load_prior(prior).sha256
+    other = ["--seed", "5", *TINY]
+    assert run("train", stack, "-o", prior, "--gain", 2, "--zero", 100, *other) == 2
+    assert load_prior(prior).sha256 == before
+    assert run("train", stack, "-o", prior, "--gain", 2, "--zero", 100, "--overwrite", *other) == 0
+    assert load_prior(prior).sha256 != before
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command and option says what it is for."""
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "restore", "fit-noise", "info", "demo"))
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Optimiser steps" in text
+    assert "blind-spot" in text or "blind_spot" in text
+
+
+def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path) -> None:
+    """Ctrl-C saves the prior so far, exit code 130; --resume ends where an uninterrupted training does."""
+    program = [sys.executable, "-m", "napari_ambient", "train", str(stack), "--gain", "2", "--zero", "100"]
+    options = ["--batch", "2", "--patch", "16", "16", "--precision", "float32", "--device", "cpu", "--steps", "400"]
+    folder = tmp_path / "a.prior"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*program, "-o", str(folder), *options], stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stderr is not None
+        text = b""
+        while not re.search(rb"[4-9]/400|\d\d/400", text):
+            piece = process.stderr.read(64)
+            assert piece, text  # it ended before it trained
+            text += piece
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = load_prior(folder).record.step
+    assert 4 <= stopped < 400
+    assert (folder / "checkpoint.safetensors").exists()
+    done = subprocess.run(
+        [*program, "-o", str(folder), *options, "--resume"], capture_output=True, env=environment, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_prior(folder).record.step == 400
+    assert not (folder / "checkpoint.safetensors").exists()
