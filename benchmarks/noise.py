@@ -72,6 +72,9 @@ CAMERAS: dict[str, Callable[[float], Camera]] = {
 }
 
 
+Counts = NDArray[np.uint8 | np.uint16]
+
+
 @dataclass(frozen=True)
 class Result:
     """Relative errors of one fit; None where the fit says "unknown"."""
@@ -94,14 +97,26 @@ def expected_light(photons: float, seed: int) -> NDArray[np.float32]:
     return light
 
 
-def measure(camera_name: str, photons: float, seed: int) -> Iterator[Result]:
-    """Simulate one case and fit it in both ways."""
+def simulate(camera_name: str, photons: float, seed: int) -> tuple[Camera, Counts, Counts]:
+    """Make a camera, eight frames of one field, and twenty dark frames."""
     light = expected_light(photons, seed)
     camera = CAMERAS[camera_name](float(light.max()))
     rng = np.random.default_rng([seed, int(100 * photons)])
     frames = np.stack([camera.expose(light, rng) for _ in range(8)])
     dark = np.stack([camera.expose(np.zeros(light.shape), rng) for _ in range(20)])
-    true_read = float(np.sqrt(np.square(camera.read_noise) + 1 / 12)) if np.max(camera.read_noise) > 0 else 0.0
+    return camera, frames, dark
+
+
+def true_read_noise(camera: Camera) -> float:
+    """Give the standard deviation of the rounded counts without light, ADU."""
+    read = float(np.mean(camera.read_noise))
+    return float(np.sqrt(read**2 + 1 / 12)) if read > 0 else 0.0
+
+
+def measure(camera_name: str, photons: float, seed: int) -> Iterator[Result]:
+    """Simulate one case and fit it in both ways."""
+    camera, frames, dark = simulate(camera_name, photons, seed)
+    true_read = true_read_noise(camera)
 
     def read_error(model: NoiseModel) -> float | None:
         if model.read_noise is None or true_read == 0:

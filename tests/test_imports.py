@@ -28,6 +28,8 @@ FLOORS = (
         "noise",
         "photon_transfer",
         "noise_fit",
+        "noise_planes",
+        "noise_text",
         "recorruption",
         "simulate",
         "operators",
@@ -39,14 +41,16 @@ FLOORS = (
     {"objectives", "samplers", "posterior"},
     {"prior", "train_config"},
     {"training", "restoration", "report"},
-    {"batch", "demo"},
+    {"batch", "progress"},
+    {"demo"},
     {"cli", "widgets"},
+    {"__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On the ground floor a room sees no other, save these.
 GROUND_FLOOR = FLOOR_OF["noise"]
 GROUND_FLOOR_SEES = {
-    "noise_fit": {"noise", "photon_transfer"},
+    "noise_fit": {"noise", "noise_planes", "noise_text", "photon_transfer"},
     "recorruption": {"noise"},
     "simulate": {"noise"},
 }
