@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,8 @@ def block(block_info=None):
     where = block_info[None]["array-location"]
     rng = np.random.default_rng(where[0][0])
     return (100 + 2 * rng.poisson(4, [b - a for a, b in where])).astype(np.uint16)
-data = da.map_blocks(block, chunks=((1,) * planes, (1024,), (1024,)), dtype=np.uint16, meta=np.empty((0,) * 3, np.uint16))
+chunks = ((1,) * planes, (1024,), (1024,))
+data = da.map_blocks(block, chunks=chunks, dtype=np.uint16, meta=np.empty((0,) * 3, np.uint16))
 volume = Volume.from_array(data, "TYX")
 prior = train(volume, NoiseModel(gain=2.0, intercept=-200.0), config=TrainConfig(steps=1))
 begin = time.perf_counter()

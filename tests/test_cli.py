@@ -105,7 +105,11 @@ def test_fit_noise(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_what_cannot_be_done_gives_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One line on stderr that says what came and what to do; no traceback."""
     monkeypatch.chdir(tmp_path)
@@ -158,9 +162,8 @@ def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path)
     stopped = load_prior(folder).record.step
     assert 4 <= stopped < 400
     assert (folder / "checkpoint.safetensors").exists()
-    done = subprocess.run(
-        [*program, "-o", str(folder), *options, "--resume"], capture_output=True, env=environment, check=False, timeout=120
-    )
+    again = [*program, "-o", str(folder), *options, "--resume"]
+    done = subprocess.run(again, capture_output=True, env=environment, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert load_prior(folder).record.step == 400
     assert not (folder / "checkpoint.safetensors").exists()

@@ -51,6 +51,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND_FLOOR = FLOOR_OF["noise"]
 GROUND_FLOOR_SEES = {
     "noise_fit": {"noise", "noise_planes", "noise_text", "photon_transfer"},
+    "noise_text": {"noise"},
     "recorruption": {"noise"},
     "simulate": {"noise"},
 }

@@ -37,7 +37,17 @@ from .noise import NoiseModel
 from .noise_fit import fit_noise
 from .objectives import OBJECTIVES, Batch, Objective
 from .prior import Prior, PriorError, Record, place, representative, write_whole
-from .recorruption import Gaussian, Thinning, choose_form, choose_recorruption, stabilise, to_photons, trusted
+from .recorruption import (
+    Gaussian,
+    Thinning,
+    choose_form,
+    choose_recorruption,
+    fill,
+    read_variance_below_zero,
+    stabilise,
+    to_photons,
+    trusted,
+)
 from .train_config import TrainConfig, TrainingError
 from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
@@ -198,9 +208,9 @@ class _Training:
         self.noises = _noise_models(volumes, self.channels, noise)
         flat = [n for row in self.noises for n in row]
         self.form = choose_form(flat, config.form)
-        self.objective: Objective = kind(choose_recorruption(flat, self.form))
+        self.scales, read_variance = self._look_at_the_data()
+        self.objective: Objective = kind(choose_recorruption(flat, self.form, read_variance=read_variance))
         torch.manual_seed(config.seed)
-        self.scales = self._scales()
         self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
         if dims == 2:
             self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -371,17 +381,22 @@ class _Training:
         result: dict[str, Any] = json.loads(json.dumps(facts))
         return result
 
-    def _scales(self) -> list[Scale]:
-        """Mean and spread of the clean scaled intensity per channel: the measured spread less the noise's."""
+    def _look_at_the_data(self) -> tuple[list[Scale], float]:
+        """Give mean and spread of each channel's clean scaled intensity, and the read variance below zero.
+
+        The spread is the measured one less the noise's.
+        """
         crops = self.stream.crops(0, 128)
-        scales = []
+        scales, below = [], []
         for channel in range(self.channels):
             values = []
             for crop in (c for c in crops if c.place.channel == channel):
                 where = crop.place
                 noise = self.noises[where.volume][channel]
                 photons = to_photons(crop.values, noise, where.y, where.x)
-                values.append(photons[trusted(crop.values, noise, where.y, where.x)])
+                good = trusted(crop.values, noise, where.y, where.x)
+                values.append(photons[good])
+                below.append(fill(torch.from_numpy(photons), torch.from_numpy(good)))
             photons = np.concatenate(values) if values else np.zeros(1, np.float32)
             seen = torch.from_numpy(photons)
             z = stabilise(seen, 1.0)
@@ -394,7 +409,7 @@ class _Training:
             # the noise's share, by the table: below three photo-electrons it is less than one
             noise_share = float(Gaussian().variance_at(seen.mean()))
             scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))
-        return scales
+        return scales, read_variance_below_zero(torch.cat(below))
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
