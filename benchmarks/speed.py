@@ -99,7 +99,7 @@ def main(
         np.save(stack, (100 + 2 * rng.poisson(4, (planes, size, size))).astype(np.uint16))
         voxels = planes * size * size
         pairs = []
-        for _ in range(3 if python else 1):
+        for _ in range(2 if python else 1):
             mine = min(json.loads(run(sys.executable, OURS, stack, folder, repeats)))
             theirs = min(json.loads(run(python, THEIRS, stack, folder, repeats))) if python else None
             pairs.append((voxels / mine, voxels / theirs if theirs else None))
@@ -107,6 +107,7 @@ def main(
         if python:
             figures["careamics_voxels_per_second"] = sorted(p[1] or 0 for p in pairs)[len(pairs) // 2]
             figures["ratios"] = [round(a / b, 2) for a, b in pairs if b]
+        print(json.dumps(figures), flush=True)
         figures["training_steps_per_second"] = training_rate(steps)
         figures["peak_MB"] = {}
         for count in memory_planes:
@@ -139,5 +140,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--careamics", type=Path, help="interpreter of an environment with careamics")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--memory-planes", type=int, nargs="+", default=[16, 128, 1024], help="planes of 1024² voxels")
     given = parser.parse_args()
-    print(json.dumps(main(python=given.careamics, out=given.out), indent=2))
+    planes = tuple(given.memory_planes)
+    print(json.dumps(main(python=given.careamics, out=given.out, memory_planes=planes), indent=2))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = App(
     name="napari-ambient",
     version=__version__,
-    default_parameter=Parameter(consume_multiple=True),
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
     help="Learn what clean structures look like from noisy microscopy stacks alone, and restore with it.",
 )
 OPENING = {"axes": "Name the axes when the file does not, such as TYX or ZYX."}
