@@ -386,8 +386,8 @@ def _given_noise(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    # Before torch starts its threads: a waiting thread spins only briefly. Where other programs keep the cores busy, the
-    # default was measured ten times slower and more; with this a busy core costs little (GNU OpenMP; others ignore it).
+    # Before torch starts its threads: a waiting thread spins only briefly. Where other programs keep the cores
+    # busy, the default was measured ten times slower; with this a busy core costs little (GNU OpenMP only).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     warnings.showwarning = _show_warning
     try:
