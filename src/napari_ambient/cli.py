@@ -31,7 +31,6 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
     help="Learn what clean structures look like from noisy microscopy stacks alone, and restore with it.",
 )
-OPENING = {"axes": "Name the axes when the file does not, such as TYX or ZYX."}
 
 
 @app.command
@@ -114,6 +113,8 @@ def train(
         print("nothing was trained", file=sys.stderr)
         return 130
     interrupted = last.index < last.total
+    if int(os.environ.get("RANK", "0")):  # under torchrun the first process alone writes
+        return 130 if interrupted else 0
     prior = last.prior()
     if interrupted:
         last.checkpoint(output)
@@ -198,7 +199,7 @@ def restore(
     failed: list[tuple[Path, str]] = []
     bar: tqdm[Any] | None = None
     try:
-        for number, report in enumerate(iter_batch(jobs, work, open_=open_, overwrite=overwrite)):
+        for report in iter_batch(jobs, work, open_=open_, overwrite=overwrite):
             if report.state == "working":
                 if bar is None:
                     bar = tqdm(total=report.total, desc=report.source.name, unit="tile", dynamic_ncols=True)
@@ -215,7 +216,6 @@ def restore(
             elif report.state == "failed":
                 failed.append((report.source, report.message))
                 print(f"{report.source}: FAILED, {report.message}", file=sys.stderr)
-            del number
     except KeyboardInterrupt:
         if bar is not None:
             bar.close()

@@ -269,9 +269,7 @@ class Gaussian(Recorruption):
         dims = self.correlation.ndim
         sizes = [n + 2 * self._radius for n in like.shape[-dims:]]
         transfer = np.sqrt(np.maximum(self._peak - spectrum(self.correlation, tuple(sizes)), 0.0))
-        white = torch.randn(
-            (*like.shape[:-dims], *sizes), generator=generator, device=like.device, dtype=like.dtype
-        )
+        white = _randn_like(like.new_empty((*like.shape[:-dims], *sizes)), generator)
         axes = tuple(range(-dims, 0))
         gain = torch.as_tensor(transfer, dtype=like.dtype, device=like.device)
         noise: Tensor = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * gain, dim=axes).real
@@ -414,8 +412,8 @@ def thin(counts: Tensor, exposure: Tensor, generator: torch.Generator | None = N
     whole = counts.floor()
     fraction = counts - whole
     p = exposure.expand_as(counts)
-    # Binomial on the generator's device: not every accelerator has it
-    device = counts.device if counts.device.type in ("cpu", "cuda") else torch.device("cpu")
+    # on the generator's device: not every accelerator has Binomial draws
+    device = counts.device if generator is None else generator.device
     kept = torch.binomial(whole.to(device), p.to(device).contiguous(), generator=generator).to(counts.device)
     size = 1 - p + p * fraction
     uniform = torch.rand(counts.shape, generator=generator, device=device, dtype=counts.dtype).to(counts.device)
@@ -494,4 +492,6 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    """Draw on the generator's device, which for MPS is the CPU."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

@@ -13,7 +13,7 @@ moving average's answer to y corrupted a little further. Least squares over the 
 
     D(y, sigma_y) → E[ D(x_t, sigma) | y ],
 
-an average over recorruptions in one call, and never worse than it (a test holds it to that).
+an average over recorruptions in one call. A test holds the two together, within what a short training leaves.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Ambient(Objective):
     def levels(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Draw noise levels: mostly uniform in exposure p = (sigma_y/sigma)² near the boundary, some far above."""
         low, high = (1 / s**2 for s in reversed(self.near))
-        draw = torch.rand((3, count), generator=generator, device=device)
+        draw = torch.rand((3, count), generator=generator, device=generator.device).to(device)
         close = (low + (high - low) * draw[0]).rsqrt()
         distant = torch.exp(math.log(self.near[1]) + (math.log(self.sigma_max / self.near[1])) * draw[1])
         return self.recorruption.sigma_y * torch.where(draw[2] < self.far, distant, close)

@@ -27,7 +27,7 @@ class BlindSpot(Objective):
     ) -> dict[str, Tensor]:
         """See `Objective.losses`."""
         counts = batch.counts
-        masked = torch.rand(counts.shape, generator=generator, device=counts.device) < MASKED_SHARE
+        masked = torch.rand(counts.shape, generator=generator, device=generator.device).to(counts.device) < MASKED_SHARE
         seen = torch.where(masked, _neighbour(counts, generator), counts)
         prediction = self.answer(denoiser, self.recorruption.measure(seen, batch.valid), batch)
         rate = self.recorruption.photons(prediction)
@@ -40,7 +40,7 @@ def _neighbour(counts: Tensor, generator: torch.Generator) -> Tensor:
     side = 2 * RADIUS + 1
     flat = counts.reshape(-1, 1, height, width)
     padded = functional.pad(flat, (RADIUS,) * 4, mode="reflect")
-    draw = torch.randint(side * side - 1, flat.shape, generator=generator, device=counts.device)
+    draw = torch.randint(side * side - 1, flat.shape, generator=generator, device=generator.device).to(counts.device)
     draw = draw + (draw >= side * side // 2)  # skip the centre
     rows = torch.arange(height, device=counts.device).reshape(-1, 1) + draw // side
     columns = torch.arange(width, device=counts.device) + draw % side
