@@ -32,7 +32,9 @@ FLOORS = (
         "noise_text",
         "recorruption",
         "simulate",
+        "splitting",
         "operators",
+        "point_spread",
         "networks",
         "devices",
         "volumes",
@@ -40,7 +42,7 @@ FLOORS = (
     {"denoiser"},
     {"objectives", "samplers", "posterior"},
     {"prior", "train_config"},
-    {"training", "restoration", "report"},
+    {"training", "restoration", "report", "audit"},
     {"batch", "progress"},
     {"demo"},
     {"cli", "widgets"},
@@ -52,7 +54,8 @@ GROUND_FLOOR = FLOOR_OF["noise"]
 GROUND_FLOOR_SEES = {
     "noise_fit": {"noise", "noise_planes", "noise_text", "photon_transfer"},
     "noise_text": {"noise"},
-    "recorruption": {"noise"},
+    "operators": {"point_spread"},
+    "recorruption": {"noise", "splitting"},
     "simulate": {"noise"},
 }
 WINDOW_LIBRARIES = {"PyQt6", "PySide6", "magicgui", "napari", "pyqtgraph", "qtpy", "superqt"}

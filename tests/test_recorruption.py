@@ -13,12 +13,13 @@ from napari_ambient.recorruption import (
     choose_recorruption,
     fill,
     from_photons,
+    look_at_quanta,
     read_variance_below_zero,
     spectrum,
-    thin,
     to_photons,
     trusted,
 )
+from napari_ambient.splitting import thin
 
 KERNEL = np.array([[0.05, 0.2, 0.05], [0.2, 1.0, 0.2], [0.05, 0.2, 0.05]])
 
@@ -166,6 +167,25 @@ def test_thinning_learns_the_posterior_mean() -> None:
     # the same on the counts themselves, the mistake that the law forbids
     wrong = torch.linalg.lstsq(design, counts[:, None]).solution.flatten()[1].item()
     assert abs(wrong - 1 / (b + p)) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "read", "shape"), [("counter", 0.0, None), ("camera", 0.6, None), ("pulses", 0.0, 4.0)]
+)
+def test_looks_at_the_quanta(kind: str, read: float, shape: float | None) -> None:
+    """Whole counts, a camera's read noise and uneven pulses are told apart."""
+    g = generator(11)
+    light = torch.full((4, 128, 128), 1.3)
+    if kind == "pulses":
+        n = torch.poisson(light * 1.2, generator=g)
+        torch.manual_seed(11)
+        counts = torch._standard_gamma((5 * n).clamp_min(1e-6)) / 6 * (n > 0)
+    else:
+        counts = torch.poisson(light, generator=g) + read + read**0.5 * torch.randn(light.shape, generator=g)
+    quanta = look_at_quanta(counts)
+    assert quanta.pulse_shape == shape
+    assert quanta.read_variance == pytest.approx(read, rel=0.35, abs=0.01)
+    assert quanta.photons == pytest.approx(1.3, rel=0.2)  # what is not read noise is light
 
 
 @pytest.mark.parametrize("form", [Thinning(), Gaussian()])

@@ -31,7 +31,7 @@ from torch import Tensor
 from .denoiser import Denoiser, Scale
 from .networks.unet import UNet, UNetArguments
 from .noise import NoiseModel
-from .recorruption import Recorruption, choose_recorruption
+from .recorruption import Quanta, Recorruption, choose_recorruption
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "prior.json"
@@ -56,6 +56,8 @@ class Record:
         Axes of the training volumes.
     voxel_size : dict
         µm per axis; None where unknown.
+    quanta : dict
+        How the detector counts (`recorruption.Quanta`).
     channel_names : tuple of str
         One per scale and noise model, or empty.
     config : dict
@@ -74,6 +76,7 @@ class Record:
     form: Literal["thinning", "gaussian"]
     axes: str
     voxel_size: Mapping[str, float | None]
+    quanta: Mapping[str, float | None] = field(default_factory=dict)
     channel_names: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
@@ -103,7 +106,8 @@ class Prior:
     @property
     def recorruption(self) -> Recorruption:
         """The form of noise that the denoiser was trained with."""
-        return choose_recorruption(self.noise, self.record.form)
+        quanta = Quanta(**self.record.quanta) if self.record.quanta else None  # type: ignore[arg-type]
+        return choose_recorruption(self.noise, self.record.form, quanta=quanta)
 
     @property
     def device(self) -> torch.device:
@@ -172,9 +176,7 @@ class Prior:
         return save_tensors(tensors)
 
     def _describe(self, digest: str) -> str:
-        noise = [
-            {k: ("array" if isinstance(v, np.ndarray) else v) for k, v in n.to_dict().items()} for n in self.noise
-        ]
+        noise = [{k: ("array" if isinstance(v, np.ndarray) else v) for k, v in n.to_dict().items()} for n in self.noise]
         description = {
             "program": PROGRAM,
             "format": FORMAT,

@@ -39,11 +39,13 @@ from .objectives import OBJECTIVES, Batch, Objective
 from .prior import Prior, PriorError, Record, place, representative, write_whole
 from .recorruption import (
     Gaussian,
+    Quanta,
     Thinning,
     choose_form,
     choose_recorruption,
     fill,
-    read_variance_below_zero,
+    look_at_quanta,
+    read_variance_of,
     stabilise,
     to_photons,
     trusted,
@@ -208,8 +210,8 @@ class _Training:
         self.noises = _noise_models(volumes, self.channels, noise)
         flat = [n for row in self.noises for n in row]
         self.form = choose_form(flat, config.form)
-        self.scales, read_variance = self._look_at_the_data()
-        self.objective: Objective = kind(choose_recorruption(flat, self.form, read_variance=read_variance))
+        self.scales, self.quanta = self._look_at_the_data()
+        self.objective: Objective = kind(choose_recorruption(flat, self.form, quanta=self.quanta))
         torch.manual_seed(config.seed)
         self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
         if dims == 2:
@@ -307,6 +309,7 @@ class _Training:
         record = Record(
             objective=self.kind,
             form="thinning" if isinstance(self.objective.recorruption, Thinning) else "gaussian",
+            quanta=asdict(self.quanta),
             axes=first.axes,
             voxel_size=dict(first.voxel_size),
             channel_names=tuple(first.channel_names),
@@ -381,8 +384,8 @@ class _Training:
         result: dict[str, Any] = json.loads(json.dumps(facts))
         return result
 
-    def _look_at_the_data(self) -> tuple[list[Scale], float]:
-        """Give mean and spread of each channel's clean scaled intensity, and the read variance below zero.
+    def _look_at_the_data(self) -> tuple[list[Scale], Quanta]:
+        """Give mean and spread of each channel's clean scaled intensity, and how the detector counts.
 
         The spread is the measured one less the noise's.
         """
@@ -409,7 +412,8 @@ class _Training:
             # the noise's share, by the table: below three photo-electrons it is less than one
             noise_share = float(Gaussian().variance_at(seen.mean()))
             scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))
-        return scales, read_variance_below_zero(torch.cat(below))
+        known = read_variance_of([n for row in self.noises for n in row])
+        return scales, look_at_quanta(torch.cat(below), known)
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -451,9 +455,7 @@ def _noise_models(
 ) -> list[list[NoiseModel]]:
     """One noise model per volume and channel."""
     if noise is None:
-        return [
-            [fit_noise(v.channel(c) if "C" in v.axes else v) for c in range(channels)] for v in volumes
-        ]
+        return [[fit_noise(v.channel(c) if "C" in v.axes else v) for c in range(channels)] for v in volumes]
     if isinstance(noise, NoiseModel):
         return [[noise] * channels for _ in volumes]
     models = list(noise)
@@ -519,8 +521,7 @@ def _choose_patch(
     else:
         # at least two strides, so that the coarsest level still sees a neighbour
         patch = tuple(
-            max(min(d, n // s * s), s)
-            for d, n, s in zip(default, room[-arguments.dims :], stride, strict=True)
+            max(min(d, n // s * s), s) for d, n, s in zip(default, room[-arguments.dims :], stride, strict=True)
         )
     full = (1,) * (3 - len(patch)) + patch
     if arguments.dims == 2:

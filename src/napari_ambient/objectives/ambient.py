@@ -35,8 +35,8 @@ class Ambient(Objective):
     ----------
     recorruption : Recorruption
         Gaussian or thinning.
-    near : tuple of float
-        Range of the levels next to the boundary, in units of sigma_y.
+    near : tuple of float, optional
+        Range of the levels next to the boundary, in units of sigma_y; by default what the form asks for.
     far : float
         Share of the levels drawn beyond `near`, up to `sigma_max` (they teach the prior its large structures).
     sigma_max : float
@@ -45,8 +45,8 @@ class Ambient(Objective):
         Share of the batch spent on the boundary term.
     start : float
         Progress (0 to 1) at which the boundary term begins.
-    level : float
-        Level of the recorruption that the boundary term averages over, in units of sigma_y.
+    level : float, optional
+        Level of the recorruption that the boundary term averages over, in units of sigma_y; the lowest of `near`.
     power : float
         Weight of the levels beyond `near`: (near / sigma)^power. Their errors are larger, and at equal weight they
         rule the gradient (measured: -0.6 dB at the boundary).
@@ -59,19 +59,20 @@ class Ambient(Objective):
         self,
         recorruption: Recorruption,
         *,
-        near: tuple[float, float] = (1.118, 1.414),
+        near: tuple[float, float] | None = None,
         far: float = 0.1,
         sigma_max: float = 20.0,
         boundary: float = 0.25,
         start: float = 0.4,
-        level: float = 1.118,
+        level: float | None = None,
         power: float = 2.0,
     ) -> None:
         super().__init__(recorruption)
+        near = near or recorruption.near
         if not 1 < near[0] < near[1] <= sigma_max:
             raise ValueError(f"near is {near} and sigma_max {sigma_max}; they must rise from above 1")
         self.near, self.far, self.sigma_max = near, far, sigma_max
-        self.boundary, self.start, self.level, self.power = boundary, start, level, power
+        self.boundary, self.start, self.level, self.power = boundary, start, level or near[0], power
 
     def levels(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """Draw noise levels: mostly uniform in exposure p = (sigma_y/sigma)² near the boundary, some far above."""
@@ -103,9 +104,7 @@ class Ambient(Objective):
                 )
             seen = torch.cat([form.measure(batch.counts[:count], batch.valid[:count]), further.x_t[count:]])
             seen_sigma = torch.where(measured, torch.full_like(sigma, form.sigma_y), sigma)
-        prediction = denoiser(
-            seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel
-        )
+        prediction = denoiser(seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel)
         relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
         weight = batch.learn / size
         own = form.loss(prediction, further) * weight * relative**self.power
