@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import Prior, PriorError, Record, load_prior, representative
+from napari_ambient.recorruption import Thinning
 
 
 def make_prior(seed: int = 0) -> Prior:
@@ -33,6 +35,7 @@ def make_prior(seed: int = 0) -> Prior:
         notes=("a note",),
     )
     record = Record("ambient", "thinning", "TYX", {"Y": 0.1, "X": None}, ("GFP",), {"seed": 3}, 7, ({"step": 7},))
+    record = replace(record, quanta={"read_variance": 0.0, "pulse_shape": 4.0, "photons": 2.5})
     denoiser = Denoiser(network, [Scale(3.0, 1.5)])
     denoiser.requires_grad_(False)
     return Prior(denoiser, (noise,), record)
@@ -45,6 +48,8 @@ def test_round_trip(tmp_path: Path) -> None:
     again = load_prior(path)
     assert again.record == prior.record
     assert again.sha256 == prior.sha256
+    assert isinstance(again.recorruption, Thinning)
+    assert again.recorruption.pulse_shape == 4
     for name, value in prior.noise[0].to_dict().items():
         np.testing.assert_array_equal(again.noise[0].to_dict()[name], value)
     x = torch.randn(1, 1, 16, 16)

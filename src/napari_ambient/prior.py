@@ -56,8 +56,6 @@ class Record:
         Axes of the training volumes.
     voxel_size : dict
         µm per axis; None where unknown.
-    quanta : dict
-        How the detector counts (`recorruption.Quanta`).
     channel_names : tuple of str
         One per scale and noise model, or empty.
     config : dict
@@ -70,19 +68,21 @@ class Record:
         Names of the training volumes.
     version : str
         Version of this package.
+    quanta : dict
+        How the detector counts (`recorruption.Quanta`).
     """
 
     objective: str
     form: Literal["thinning", "gaussian"]
     axes: str
     voxel_size: Mapping[str, float | None]
-    quanta: Mapping[str, float | None] = field(default_factory=dict)
     channel_names: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     history: tuple[Mapping[str, Any], ...] = ()
     sources: tuple[str, ...] = ()
     version: str = ""
+    quanta: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
