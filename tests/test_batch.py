@@ -17,7 +17,7 @@ def write(path: Path, value: int) -> Path:
     return path
 
 
-def twice(volume: Volume) -> Volume:
+def twice(volume: Volume, target: Path) -> Volume:
     return volume.replace(data=volume.data * 2)
 
 
@@ -73,7 +73,7 @@ def test_an_interrupted_file_is_done_again(tmp_path: Path) -> None:
     source = save_volume(tmp_path / "a.ome.tif", volume.replace(data=volume.data.rechunk((1, 32, 32))))
     target = tmp_path / "out" / "a.ome.tif"
 
-    def chunked(opened: Volume) -> Volume:
+    def chunked(opened: Volume, target: Path) -> Volume:
         return opened.replace(data=opened.data.rechunk((1, 32, 32)))
 
     reports = iter_batch([(source, target)], chunked)
@@ -98,7 +98,7 @@ def test_two_files_with_one_output(tmp_path: Path) -> None:
 def test_programming_errors_are_not_swallowed(tmp_path: Path) -> None:
     """Only bad data, files and memory fail a file; a mistake of ours is raised."""
 
-    def broken(_: Volume) -> Volume:
+    def broken(_: Volume, target: Path) -> Volume:
         raise AttributeError("ours")
 
     with pytest.raises(AttributeError, match="ours"):

@@ -59,6 +59,38 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     assert steps[-1].prior().record.history == whole.record.history
 
 
+@pytest.mark.parametrize("below", ["virtual_exposures", "em", "consistency"])
+def test_resumed_below_equals_uninterrupted(tmp_path: Path, below: str) -> None:
+    """The stage below the noise goes on with its buffer of draws; the record says which stage it was."""
+    form = "thinning" if below == "virtual_exposures" else "gaussian"
+    config = TrainConfig(**{**TINY.__dict__, "steps": 2, "below": below, "below_steps": 6, "form": form})
+    steps = list(iter_train(noisy(), NOISE, config=config))
+    whole = steps[-1].prior()
+    assert [s.total for s in steps] == [8] * 8
+    assert not steps[1].prior().knows_below
+    assert whole.knows_below
+    assert below in whole.levels
+    assert set(steps[-1].losses) - set(steps[0].losses)
+    for step in iter_train(noisy(), NOISE, config=config, folder=tmp_path / "a.prior"):
+        if step.index == 7:
+            break
+    again = list(iter_train(noisy(), NOISE, config=config, folder=tmp_path / "a.prior", resume=True))
+    assert again[0].index == 7
+    assert same(again[-1].prior(), whole)
+
+
+def test_a_stage_that_does_not_fit_is_refused() -> None:
+    """Each stage has its form of noise, and follows the ambient objective."""
+    for below, form in (("em", "thinning"), ("consistency", "thinning"), ("virtual_exposures", "gaussian")):
+        config = TrainConfig(**{**TINY.__dict__, "below": below, "form": form})
+        with pytest.raises(TrainingError, match="choose"):
+            train(noisy(), NOISE, config=config)
+    with pytest.raises(TrainingError, match="follows the ambient objective"):
+        train(noisy(), NOISE, objective="blind_spot", config=TrainConfig(**{**TINY.__dict__, "below": "auto"}))
+    with pytest.raises(TrainingError, match="choose one of"):
+        TrainConfig(below="magic")  # type: ignore[arg-type]
+
+
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """After kill -9 the folder holds a usable prior, and resuming gives the uninterrupted result."""
     folder = tmp_path / "a.prior"

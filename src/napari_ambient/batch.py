@@ -80,7 +80,7 @@ def output_path(source: Path, folder: Path, suffix: str, format_: Literal["same"
 
 def iter_batch(
     jobs: Sequence[tuple[Path, Path]],
-    work: Callable[[Volume], Volume],
+    work: Callable[[Volume, Path], Volume],
     *,
     open_: Callable[[Path], Volume] = open_volume,
     overwrite: bool = False,
@@ -92,7 +92,7 @@ def iter_batch(
     jobs : sequence of (source, target)
         What to read, and where to write.
     work : callable
-        Turns an opened volume into a lazy restored one.
+        Turns an opened volume, to be written to a target, into a lazy restored one.
     open_ : callable
         Opens a source.
     overwrite : bool
@@ -117,7 +117,7 @@ def iter_batch(
         yield Report(source, target, "started")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            for block in iter_save_volume(target, work(open_(source)), overwrite=overwrite):
+            for block in iter_save_volume(target, work(open_(source), target), overwrite=overwrite):
                 yield Report(source, target, "working", block.index, block.total)
         except (ValueError, OSError, MemoryError) as error:
             yield Report(source, target, "failed", message=str(error) or type(error).__name__)

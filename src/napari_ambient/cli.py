@@ -1,4 +1,4 @@
-"""The command line: train, restore, fit-noise, info, demo.
+"""The command line: train, restore, sample, fit-noise, info, demo.
 
 Every command is a few lines around the same public functions that notebooks and widgets call; the help texts are the
 docstrings. Exit codes: 0 all is well, 1 some file failed, 2 the command cannot be carried out, 130 interrupted.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -134,6 +135,11 @@ def restore(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     noise: Literal["prior", "fit"] = "prior",
+    method: Literal["mean", "samples"] = "mean",
+    draws: int = 8,
+    steps: int = 18,
+    seed: int = 0,
+    outputs: list[str] | None = None,
     dtype: OutputType = "float32",
     format: Literal["same", "tiff", "ome-zarr"] = "same",
     suffix: str = "_restored",
@@ -159,6 +165,16 @@ def restore(
         Folder for the results.
     noise : str
         Use the noise model of the prior, or fit it anew to each file (other camera settings than in training).
+    method : str
+        The posterior mean in one call, or what draws from the posterior say (mean and error bar).
+    draws : int
+        Draws per image, for --method samples.
+    steps : int
+        Network calls per draw.
+    seed : int
+        Seed of the draws.
+    outputs : list of str
+        Channels of the result: mean, std, quantiles such as q05 and q95, draws. Default: mean std.
     dtype : str
         Type of the result: float32, or that of the input (rounded; clipped voxels are counted).
     format : str
@@ -182,16 +198,30 @@ def restore(
     from .prior import load_prior
     from .restoration import Clipping
     from .restoration import restore as restore_volume
+    from .uncertainty import work_folder
 
     loaded = load_prior(prior)
     jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
     clipping = Clipping()
 
-    def work(volume: Volume) -> Volume:
+    def work(volume: Volume, target: Path) -> Volume:
         nonlocal clipping
         clipping = Clipping()
         models = fit_channels(volume) if noise == "fit" else None
-        return restore_volume(volume, loaded, noise=models, dtype=dtype, device=device, clipping=clipping)
+        return restore_volume(
+            volume,
+            loaded,
+            noise=models,
+            method=method,
+            draws=draws,
+            steps=steps,
+            seed=seed,
+            outputs=outputs or ("mean", "std"),
+            work=None if method == "mean" else work_folder(target),
+            dtype=dtype,
+            device=device,
+            clipping=clipping,
+        )
 
     def open_(path: Path) -> Volume:
         return _open(path, channel, level, axes, voxel_size)
@@ -209,6 +239,7 @@ def restore(
                 bar.close()
                 bar = None
             if report.state == "finished":
+                shutil.rmtree(work_folder(report.target), ignore_errors=True)
                 clipped = clipping.describe()
                 print(f"{report.source} -> {report.target}{'; ' + clipped if clipped else ''}")
             elif report.state == "skipped":
@@ -224,6 +255,58 @@ def restore(
     if failed:
         print(f"{len(failed)} of {len(jobs)} files failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+@app.command
+def sample(
+    prior: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    shape: tuple[int, ...] = (256, 256),
+    count: int = 4,
+    steps: int = 32,
+    seed: int = 0,
+    channel: int = 0,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> int:
+    """Draw new images from a prior: what it takes such structures to look like.
+
+    Parameters
+    ----------
+    prior : Path
+        The prior, a folder such as mito.prior, trained with a stage below the noise (--below auto).
+    output : Path
+        File to write, OME-TIFF or OME-Zarr; the images lie along T.
+    shape : tuple of int
+        Y X or Z Y X.
+    count : int
+        How many images.
+    steps : int
+        Network calls per image.
+    seed : int
+        Seed.
+    channel : int
+        Image channel of the prior.
+    overwrite : bool
+        Replace the file that is there.
+    device : str
+        auto, cpu, cuda or mps.
+    """
+    from .devices import choose_device
+    from .prior import load_prior
+    from .volumes import Volume, save_volume
+
+    loaded = load_prior(prior, device=choose_device(device))
+    print(loaded.levels)
+    images = loaded.sample(shape, count=count, steps=steps, seed=seed, channel=channel)
+    axes = "TYX" if images.ndim == 3 else "TZYX"
+    record = {"action": "sample", "prior_sha256": loaded.sha256, "steps": steps, "seed": seed, "version": __version__}
+    sizes = {axis: size for axis, size in loaded.record.voxel_size.items() if size is not None and axis in axes}
+    volume = Volume.from_array(images, axes, voxel_size=sizes or None, name=output.name, history=(record,))
+    print(f"wrote {save_volume(output, volume, overwrite=overwrite)}")
+    return 0
 
 
 @app.command
@@ -302,6 +385,7 @@ def info(path: str, /, *, axes: str | None = None, level: int = 0) -> int:
         print(f"{path}: a prior, {network.arguments.dims}D network of {weights / 1e6:.2f} million parameters")
         print(f"objective {record.objective}, {record.form} form, {record.step} steps, version {record.version}")
         print(f"trained on {', '.join(record.sources) or 'unnamed stacks'}, axes {record.axes}, µm {record.voxel_size}")
+        print(prior.levels)
         if record.history:
             print(f"held-out loss {record.history[0]['validation']:.4g} -> {record.history[-1]['validation']:.4g}")
         for c, noise in enumerate(prior.noise):

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,6 +33,7 @@ from .denoiser import Denoiser, Scale
 from .networks.unet import UNet, UNetArguments
 from .noise import NoiseModel
 from .recorruption import Quanta, Recorruption, choose_recorruption
+from .sampling import TiledDenoiser, keyed_noise, network_domain, prior_draw
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "prior.json"
@@ -123,6 +125,90 @@ class Prior:
         """Move the weights to a device (in place) and return the prior."""
         self.denoiser.to(device)
         return self
+
+    @property
+    def levels(self) -> str:
+        """Say in words which noise levels were learned from data, and which were inferred."""
+        sigma = self.recorruption.sigma_y
+        if not self.knows_below:
+            return f"learned from data at and above the measurement's own noise (sigma {sigma:.2g}); nothing below"
+        return (
+            f"learned from data at and above the measurement's own noise (sigma {sigma:.2g}); below it inferred by "
+            f"{self.record.config['below']}, as far as noisy data determine it"
+        )
+
+    @property
+    def knows_below(self) -> bool:
+        """Whether a stage taught it what lies below the measurement's own noise, which draws need."""
+        below = self.record.config.get("below", "none")
+        return below != "none" and self.record.step > int(self.record.config["steps"])
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        count: int = 1,
+        steps: int = 32,
+        seed: int = 0,
+        channel: int = 0,
+        tile: Sequence[int] = (64, 512, 512),
+    ) -> NDArray[np.float32]:
+        """Draw new images of such structures: the probability flow of the prior from pure noise.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            (Y, X) or (Z, Y, X), any size; a 2D prior draws the planes independently.
+        count : int
+            How many.
+        steps : int
+            Network calls per image.
+        seed : int
+            Seed; the same seed gives the same images, whatever the tiles.
+        channel : int
+            Image channel.
+        tile : sequence of int
+            Largest tile (Z, Y, X), voxels.
+
+        Returns
+        -------
+        ndarray of float32, shape (count, *shape)
+            Expected counts, in the units of the training data.
+
+        Raises
+        ------
+        PriorError
+            If the prior knows nothing below the noise of its data.
+        """
+        if not self.knows_below:
+            raise PriorError(
+                "this prior knows nothing below the noise of its data, which new images need; train it on with the "
+                "stage below (below='auto', --below auto)"
+            )
+        full = tuple(int(n) for n in shape)
+        if len(full) not in (2, 3) or min(full) < 1 or count < 1:
+            raise PriorError(f"shape is {full} and count {count}; give (Y, X) or (Z, Y, X), and one image or more")
+        planes = (1, *full) if len(full) == 2 else full
+        network = self.denoiser.network
+        if network.arguments.dims == 3 and planes[0] == 1:
+            raise PriorError(f"the prior is 3D, shape {full} has one plane; give (Z, Y, X)")
+        tiled = TiledDenoiser(self.denoiser, network_domain(network, planes), tile, self.device)
+        scales: Tensor = self.denoiser.scales  # type: ignore[assignment]
+        centre, spread = (float(v) for v in scales[channel])
+        noise = self.noise[min(channel, len(self.noise) - 1)]
+        zero, gain = float(np.median(noise.zero)), float(np.median(noise.gain))
+
+        def denoise(x_t: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
+            return tiled(x_t, sigma, **condition, channel=channel)
+
+        images = []
+        with torch.inference_mode():
+            for number in range(count):
+                draw = prior_draw(
+                    denoise, planes, steps=steps, noise=keyed_noise((seed, number)), centre=centre, spread=spread
+                )
+                images.append(zero + gain * self.recorruption.photons(draw)[0, 0].numpy())
+        return np.stack(images).astype(np.float32).reshape(count, *full)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the bundle.

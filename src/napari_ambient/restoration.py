@@ -1,207 +1,31 @@
-"""Restore volumes with a prior: one call of the denoiser per tile.
+"""Restore volumes with a prior, lazily.
 
-    x̂ = zero + gain · λ,   λ = photons(D(z, sigma_y)),   z = 2 √((y - zero)/gain + 3/8)
-
-is the posterior mean E[x | y] of a measurement y, in its own units. Time points and channels are separate images.
-The result is lazy: its dask blocks are tiles, and each block reads what it needs of the source, so that memory does not
-grow with the volume. `volumes/tiles.py` says why a voxel does not depend on the tiling.
-
-When memory runs out the tile is halved and the work goes on, and it says so.
+``method="mean"`` is the posterior mean in one call per tile (`restorer.py`), ``method="samples"`` what draws from the
+posterior say: mean, standard deviation, quantiles, or the draws themselves (`uncertainty.py`). Time points and channels
+are separate images. The result's dask blocks are tiles (images, for draws), and each block reads what it needs of the
+source, so that memory does not grow with the volume.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from . import __version__
-from .devices import choose_device, free_memory, memory_errors
+from .devices import choose_device, free_memory
 from .noise import NoiseModel
 from .prior import Prior, place
-from .recorruption import Recorruption, choose_recorruption, from_photons, to_photons, trusted
+from .restorer import Clipping, RestorationError, Restorer, TileWarning, plan_tile
+from .uncertainty import DrawRestorer, Output
 from .volumes import Volume
-from .volumes.tiles import Domain, Tile, split
-
-Array = NDArray[np.float32]
-
-
-class RestorationError(ValueError):
-    """A volume and a prior do not fit together, or the data cannot be restored."""
-
-
-class TileWarning(UserWarning):
-    """Something about the tiles that the user may want to know."""
-
-
-@dataclass
-class Clipping:
-    """How many voxels did not fit into the output's data type."""
-
-    below: int = 0
-    above: int = 0
-    total: int = 0
-
-    def describe(self) -> str:
-        """Say it in words; empty when nothing was clipped."""
-        if not self.below + self.above:
-            return ""
-        share = 100 * (self.below + self.above) / max(self.total, 1)
-        return f"{self.below} voxels clipped at the lower end, {self.above} at the upper ({share:.3g} %)"
-
-
-@dataclass
-class Restorer:
-    """Restore any region of one volume: what the lazy blocks call.
-
-    Parameters
-    ----------
-    volume : Volume
-        The noisy volume.
-    prior : Prior
-        The prior.
-    noise : tuple of NoiseModel
-        One per channel.
-    dtype : numpy.dtype
-        Output type.
-    clipping : Clipping
-        Counts what was clipped so far.
-    """
-
-    volume: Volume
-    prior: Prior
-    noise: tuple[NoiseModel, ...]
-    dtype: np.dtype[Any]
-    device: torch.device
-    clipping: Clipping = field(default_factory=Clipping)
-    too_large: float = math.inf
-    """Voxels (with halo) of the smallest tile that did not fit into memory."""
-
-    def __post_init__(self) -> None:
-        self.form: Recorruption = choose_recorruption(self.noise, self.prior.record.form)
-        network = self.prior.denoiser.network
-        stride, reach = network.stride, network.receptive_field
-        slices = network.arguments.channels
-        if network.arguments.dims == 2:  # planes; in 2.5D each with its neighbours
-            stride, reach = (1, *stride), (slices // 2, *reach)
-        self.slices = slices
-        sizes = dict(zip(self.volume.axes, self.volume.shape, strict=True))
-        shape = tuple(sizes.get(axis, 1) for axis in "ZYX")
-        # a margin of one coarsest cell keeps the zeros that convolutions pad with away from the border's voxels
-        margin = tuple(r if s == 1 else s * max(1, 8 // s) for s, r in zip(stride, reach, strict=True))
-        self.domain = Domain(shape, stride, tuple(reach), margin)
-
-    def region(self, time: int, channel: int, core: Sequence[slice]) -> NDArray[Any]:
-        """Restore one region of one time point and channel.
-
-        Parameters
-        ----------
-        time, channel : int
-            Which image.
-        core : sequence of slice
-            Slices of Z, Y and X with their starts and stops given.
-
-        Returns
-        -------
-        ndarray, shape of `core`
-            In the units of the volume.
-        """
-        tile = self.domain.tile(core)
-        halves = split(core, [max(s, 8) for s in self.domain.stride])
-        if tile.voxels < self.too_large or halves is None:
-            try:
-                with memory_errors():
-                    return self._convert(self._restore(tile, time, channel))
-            except MemoryError as error:
-                if halves is None:
-                    raise MemoryError(
-                        f"not enough memory for even the smallest tile ({error}); close other programs, or use a "
-                        "smaller network (size 'small'), or --device cpu"
-                    ) from error
-                self.too_large = tile.voxels
-                warnings.warn(
-                    f"out of memory on {self.device} with a tile of {_size(tile.core)} voxels: halved, and going on",
-                    TileWarning,
-                    stacklevel=2,
-                )
-        parts = [self.region(time, channel, half) for half in halves]
-        axis = next(a for a in range(3) if halves[0][a] != halves[1][a])
-        return np.concatenate(parts, axis=axis)
-
-    def _restore(self, tile: Tile, time: int, channel: int) -> Array:
-        noise = self.noise[channel]
-        box, indices = tile.sources()
-        values = self._read(time, channel, box)
-        if not np.isfinite(values).all():
-            raise RestorationError(
-                f"{self.volume.name or 'the volume'} holds NaN or infinite values in T={time}, C={channel}, "
-                f"{_where(box)}; crop them away or replace them"
-            )
-        photons = to_photons(values, noise, box[1], box[2])
-        good = trusted(values, noise, box[1], box[2])
-        spread = np.ix_(*indices)
-        photons, good = photons[spread], good[spread]
-        result = self._denoise(photons, good, channel, tile)
-        return from_photons(result, noise, tile.core[1], tile.core[2])
-
-    @torch.inference_mode()
-    def _denoise(self, photons: Array, good: NDArray[np.bool_], channel: int, tile: Tile) -> Array:
-        """Call the denoiser; (Z, Y, X) photo-electrons with halo in, the core out."""
-        inner = tile.inner
-        counts = torch.from_numpy(photons).to(self.device)
-        valid = None if good.all() else torch.from_numpy(good).to(self.device)
-        if self.prior.denoiser.arguments.dims == 3:
-            clean = self._call(counts[None, None], None if valid is None else valid[None, None], channel)[0, 0]
-            clean = clean[inner]
-        else:
-            planes = []
-            half = self.slices // 2
-            for z in range(inner[0].start, inner[0].stop):
-                window = slice(z - half, z + half + 1)
-                mask = None if valid is None else valid[None, window]
-                plane = self._call(counts[None, window], mask, channel)
-                planes.append(plane[0, half][inner[1:]])
-            clean = torch.stack(planes)
-        return clean.cpu().numpy()
-
-    def _call(self, counts: Tensor, valid: Tensor | None, channel: int) -> Tensor:
-        scales = len(self.prior.denoiser.scales)  # type: ignore[arg-type]
-        seen = self.form.measure(counts, valid)
-        if self.prior.denoiser.arguments.dims == 2:
-            seen = seen.contiguous(memory_format=torch.channels_last)
-        answer = self.prior.denoiser(
-            seen,
-            torch.full((len(seen),), self.form.sigma_y, device=seen.device),
-            corruption=self.form.corruption,
-            measured=True,
-            channel=min(channel, scales - 1),
-        )
-        return self.form.photons(answer)
-
-    def _read(self, time: int, channel: int, box: Sequence[slice]) -> Array:
-        where = {"T": time, "C": channel, "Z": box[0], "Y": box[1], "X": box[2]}
-        index = tuple(where[axis] for axis in self.volume.axes)
-        values = np.asarray(self.volume.data[index].compute(scheduler="synchronous"), dtype=np.float32)
-        return values if values.ndim == 3 else values[None]
-
-    def _convert(self, values: Array) -> NDArray[Any]:
-        if self.dtype.kind == "f":
-            return values.astype(self.dtype, copy=False)
-        limits = np.iinfo(self.dtype)
-        rounded = np.rint(values)
-        self.clipping.below += int((rounded < limits.min).sum())
-        self.clipping.above += int((rounded > limits.max).sum())
-        self.clipping.total += values.size
-        return np.clip(rounded, limits.min, limits.max).astype(self.dtype)
 
 
 def restore(
@@ -209,7 +33,12 @@ def restore(
     prior: Prior,
     *,
     noise: NoiseModel | Sequence[NoiseModel] | None = None,
-    method: Literal["mean"] = "mean",
+    method: Literal["mean", "samples"] = "mean",
+    draws: int = 8,
+    steps: int = 18,
+    seed: int = 0,
+    outputs: Sequence[str] = ("mean", "std"),
+    work: str | Path | None = None,
     dtype: Literal["float32", "input"] = "float32",
     tile: Sequence[int] | None = None,
     device: torch.device | str | None = None,
@@ -226,8 +55,19 @@ def restore(
     noise : NoiseModel or sequence of NoiseModel, optional
         The camera's noise, one model or one per channel; the prior's own if left out. Refit it (`fit_noise`) when the
         camera, its gain or its offset differ from the training's.
-    method : {"mean"}
-        What to compute.
+    method : {"mean", "samples"}
+        The posterior mean in one network call, or what draws from the posterior say.
+    draws : int
+        Draws per image (samples), 2 or more for a standard deviation.
+    steps : int
+        Network calls per draw (samples).
+    seed : int
+        Seed of the draws: the same seed gives the same draws, whatever the tiles.
+    outputs : sequence of str
+        What to give of the draws, as channels of the result: "mean", "std" (the error bar), quantiles in per cent such
+        as "q05" and "q95", and "draws" (each draw).
+    work : path-like, optional
+        Folder that keeps finished draws, so that a run that was killed goes on where it stopped.
     dtype : {"float32", "input"}
         Type of the result: float32, or that of the volume, rounded and clipped (and counted in `clipping`).
     tile : sequence of int, optional
@@ -253,8 +93,8 @@ def restore(
     TileWarning
         When memory runs out and tiles are halved.
     """
-    if method != "mean":
-        raise RestorationError(f"method is {method!r}; this version knows 'mean'")
+    if method not in ("mean", "samples"):
+        raise RestorationError(f"method is {method!r}; choose mean or samples")
     if dtype not in ("float32", "input"):
         raise RestorationError(f"dtype is {dtype!r}; choose float32 or input")
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
@@ -281,16 +121,20 @@ def restore(
     limit = tuple(tile) if tile is not None else plan_tile(restorer, free_memory(chosen))
     if len(limit) != 3 or min(limit) < 1:
         raise RestorationError(f"tile is {tuple(limit)}; give three positive numbers (Z, Y, X)")
-    chunks = tuple(
-        (1,) * n if axis in "TC" else _chunks(n, limit["ZYX".index(axis)], restorer.domain.stride["ZYX".index(axis)])
-        for axis, n in zip(volume.axes, volume.shape, strict=True)
-    )
-    data = da.map_blocks(
-        functools.partial(_block, restorer=restorer, axes=volume.axes),
-        chunks=chunks,
-        dtype=out,
-        meta=np.empty((0,) * volume.data.ndim, dtype=out),
-    )
+    if method == "samples":
+        _check_below(prior, draws, outputs)
+        drawing = DrawRestorer(
+            restorer,
+            draws=draws,
+            steps=steps,
+            seed=seed,
+            outputs=[Output(name) for name in outputs],
+            tile=(limit[0], limit[1], limit[2]),
+            work=None if work is None else Path(work),
+        )
+        data, axes, names = _draw_blocks(drawing, volume, channels)
+    else:
+        data, axes, names = _mean_blocks(restorer, volume, limit), volume.axes, volume.channel_names
     record = {
         "action": "restore",
         "method": method,
@@ -301,44 +145,64 @@ def restore(
         "noise": [
             {"gain": float(np.median(m.gain)), "zero": float(np.median(m.zero)), "fitted": m.method} for m in models
         ],
-        "seed": prior.record.config.get("seed"),
+        "seed": prior.record.config.get("seed") if method == "mean" else seed,
+        **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs)}),
         "dtype": str(out),
         "source": volume.name,
         "program": "napari-ambient",
         "version": __version__,
     }
-    return volume.replace(data=data).with_history(record)
+    result = volume.replace(data=data, axes=axes, channel_names=names)
+    return result.with_history(record)
 
 
-def plan_tile(restorer: Restorer, free: int) -> tuple[int, int, int]:
-    """Choose the largest tile (Z, Y, X) that fits into a quarter of the free memory, and at most 600 MB on a CPU.
+def _mean_blocks(restorer: Restorer, volume: Volume, limit: Sequence[int]) -> Any:
+    chunks = tuple(
+        (1,) * n if axis in "TC" else _chunks(n, limit["ZYX".index(axis)], restorer.domain.stride["ZYX".index(axis)])
+        for axis, n in zip(volume.axes, volume.shape, strict=True)
+    )
+    return da.map_blocks(
+        functools.partial(_block, restorer=restorer, axes=volume.axes),
+        chunks=chunks,
+        dtype=restorer.dtype,
+        meta=np.empty((0,) * volume.data.ndim, dtype=restorer.dtype),
+    )
 
-    A tile pays for its halo too, so it is made as large as that allows, and no larger than the volume.
-    """
-    network = restorer.prior.denoiser.network
-    arguments = network.arguments
-    budget = free // 4 if restorer.device.type == "cuda" else min(free // 4, 600 * 2**20)
-    cell = math.prod(arguments.strides[0])
-    # live at the finest level: input and output at full resolution, about eight maps of its features
-    per_voxel = 4 * (6 * arguments.channels + 8 * arguments.widths[0] / cell)
-    domain = restorer.domain
-    stride, halo = domain.stride, domain.halo
-    flat = arguments.dims == 2
-    # a 2D network sees one window of planes at a time, so Z costs nothing but the tile's own voxels
-    size = [min(n, 8) if flat else n for n in domain.shape[:1]] + list(domain.shape[1:])
 
-    def cost(core: Sequence[int]) -> float:
-        full = [min(n + 2 * h, b - a) for n, h, a, b in zip(core, halo, domain.start, domain.stop, strict=True)]
-        voxels = math.prod(full[1:]) if flat else math.prod(full)
-        return voxels * per_voxel + 24 * math.prod(full)
+def _draw_blocks(drawing: DrawRestorer, volume: Volume, channels: int) -> tuple[Any, str, tuple[str, ...]]:
+    """Lay out the outputs as channels: those of the first channel, then those of the second, ..."""
+    sizes = dict(zip(volume.axes, volume.shape, strict=True))
+    axes = "".join(axis for axis in "TCZYX" if axis in volume.axes or axis == "C")
+    count = len(drawing.labels)
+    blocks = {
+        "T": (1,) * sizes.get("T", 1),
+        "C": (count,) * channels,
+        "Z": (1,) * sizes.get("Z", 1) if drawing.planes else (sizes.get("Z", 1),),
+        "Y": (sizes["Y"],),
+        "X": (sizes["X"],),
+    }
+    dtype = drawing.restorer.dtype
+    data = da.map_blocks(
+        functools.partial(_draw_block, drawing=drawing, axes=axes),
+        chunks=tuple(blocks[axis] for axis in axes),
+        dtype=dtype,
+        meta=np.empty((0,) * len(axes), dtype=dtype),
+    )
+    given = volume.channel_names if len(volume.channel_names) == channels else tuple(map(str, range(channels)))
+    prefix = [""] if channels == 1 and not volume.channel_names else [f"{name} " for name in given]
+    return data, axes, tuple(f"{p}{label}" for p in prefix for label in drawing.labels)
 
-    while cost(size) > budget:
-        axis = max(range(3), key=lambda a: size[a] / (stride[a] if stride[a] > 1 or not flat else 64))
-        smaller = -(-size[axis] // 2 // stride[axis]) * stride[axis]
-        if smaller >= size[axis] or smaller < stride[axis]:
-            break
-        size[axis] = smaller
-    return size[0], size[1], size[2]
+
+def _check_below(prior: Prior, draws: int, outputs: Sequence[str]) -> None:
+    if not prior.knows_below:
+        raise RestorationError(
+            "this prior knows nothing below the noise of its data, which draws need; train it on with the stage below "
+            "(below='auto', --below auto)"
+        )
+    if draws < 1 or (draws < 2 and "std" in outputs):
+        raise RestorationError(f"draws is {draws}; give 2 or more (1 is enough without std)")
+    if not outputs:
+        raise RestorationError("outputs is empty; choose of mean, std, draws and quantiles such as q05, q95")
 
 
 def _block(restorer: Restorer, axes: str, block_info: Any = None) -> NDArray[Any]:
@@ -349,6 +213,16 @@ def _block(restorer: Restorer, axes: str, block_info: Any = None) -> NDArray[Any
     shape = tuple(b - a for a, b in block_info[None]["array-location"])
     parts = [[restorer.region(t, c, core) for c in channels] for t in times]
     return np.asarray(parts).reshape(shape)
+
+
+def _draw_block(drawing: DrawRestorer, axes: str, block_info: Any = None) -> NDArray[Any]:
+    """One dask block: all outputs of one image."""
+    spans = dict(zip(axes, block_info[None]["array-location"], strict=True))
+    shape = tuple(b - a for a, b in block_info[None]["array-location"])
+    low, high = spans.get("Z", (0, 1))
+    channel = spans["C"][0] // len(drawing.labels)
+    values = drawing.image(spans.get("T", (0, 1))[0], channel, slice(low, high))
+    return drawing.restorer.convert(values).reshape(shape)
 
 
 def _noise(
@@ -385,14 +259,6 @@ def _chunks(size: int, limit: int, stride: int) -> tuple[int, ...]:
     count = math.ceil(size / limit)
     step = min(limit, math.ceil(size / count / stride) * stride)
     return tuple(min(step, size - a) for a in range(0, size, step))
-
-
-def _size(core: Sequence[slice]) -> str:
-    return " x ".join(str(s.stop - s.start) for s in core)
-
-
-def _where(box: Sequence[slice]) -> str:
-    return ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip("ZYX", box, strict=True))
 
 
 __all__ = ["Clipping", "RestorationError", "Restorer", "TileWarning", "plan_tile", "restore"]

@@ -97,7 +97,7 @@ def thin(counts: Tensor, exposure: Tensor, generator: torch.Generator | None = N
     whole = counts.floor()
     fraction = counts - whole
     p = exposure.expand_as(counts)
-    kept = _binomial(whole, p, generator)
+    kept = binomial(whole, p, generator)
     size = 1 - p + p * fraction
     return kept + size * (rand_like(counts, generator) * size < p * fraction)
 
@@ -124,7 +124,7 @@ def _split_camera(
     log = n * light.log() - torch.lgamma(n + 1) - (counts - read_variance - n).square() / (2 * read_variance)
     quanta = _draw(log, generator)
     added = (p * (1 - p) * read_variance).sqrt() * randn_like(counts, generator)
-    return _binomial(quanta, p, generator) + p * (counts - quanta) + added
+    return binomial(quanta, p, generator) + p * (counts - quanta) + added
 
 
 def _split_pulses(counts: Tensor, pilot: Tensor, p: Tensor, shape: float, generator: torch.Generator | None) -> Tensor:
@@ -135,7 +135,7 @@ def _split_pulses(counts: Tensor, pilot: Tensor, p: Tensor, shape: float, genera
     total = n * shape
     log = -n * rate.log() - torch.lgamma(n + 1) + total * (k / scale).log() - torch.lgamma(total)
     quanta = _draw(log, generator) + 1
-    kept = _binomial(quanta, p, generator)
+    kept = binomial(quanta, p, generator)
     one, two = (_gamma(shape * q, generator) for q in (kept, quanta - kept))
     return counts * (one / (one + two))
 
@@ -153,7 +153,8 @@ def _gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.where(shape > 0, a * root**3, torch.zeros_like(shape))
 
 
-def _binomial(n: Tensor, p: Tensor, generator: torch.Generator | None) -> Tensor:
+def binomial(n: Tensor, p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw from Binomial(n, p), n whole and p of its shape."""
     # on the generator's device: not every accelerator has Binomial draws
     device = n.device if generator is None else generator.device
     return torch.binomial(n.to(device), p.to(device).contiguous(), generator=generator).to(n.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
-from .choices import Dims, Form, Precision, Size
+from .choices import Below, Dims, Form, Precision, Size
 
 
 class TrainingError(ValueError):
@@ -51,6 +52,11 @@ class TrainConfig:
         Megabytes of image blocks held in memory.
     seed : int
         Seed of everything random.
+    below : {"none", "auto", "virtual_exposures", "em", "consistency"}
+        Stage after the ambient one that teaches what lies below the measurement's own noise level: needed for draws,
+        error bars and new images. `auto`: virtual exposures for the thinning form, em for the Gaussian one.
+    below_steps : int
+        Optimiser steps of that stage.
     """
 
     steps: int = 3000
@@ -70,9 +76,16 @@ class TrainConfig:
     precision: Precision = "auto"
     memory: int = 512
     seed: int = 0
+    below: Below = "none"
+    below_steps: int = 1000
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return self.steps + (0 if self.below == "none" else self.below_steps)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every", "memory"):
+        for name in ("steps", "batch", "checkpoint_every", "memory", "below_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.slices % 2 == 0 or self.slices < 1:
@@ -81,5 +94,7 @@ class TrainConfig:
             raise TrainingError(f"held_out is {self.held_out}; it must be between 0 and 0.5")
         if not self.learning_rate > 0:
             raise TrainingError(f"learning_rate is {self.learning_rate}; it must be positive")
+        if self.below not in get_args(Below):
+            raise TrainingError(f"below is {self.below!r}; choose one of {', '.join(get_args(Below))}")
         if self.dims not in ("auto", "2D", "2.5D", "3D"):
             raise TrainingError(f"dims is {self.dims!r}; choose auto, 2D, 2.5D or 3D")

@@ -35,7 +35,7 @@ from .devices import autocast, choose_device, memory_errors
 from .networks.unet import UNet, UNetArguments, choose_arguments
 from .noise import NoiseModel
 from .noise_fit import fit_noise
-from .objectives import OBJECTIVES, Batch, Objective
+from .objectives import BELOW, OBJECTIVES, Batch, Objective
 from .prior import Prior, PriorError, Record, place, representative, write_whole
 from .recorruption import (
     Gaussian,
@@ -212,6 +212,7 @@ class _Training:
         self.form = choose_form(flat, config.form)
         self.scales, self.quanta = self._look_at_the_data()
         self.objective: Objective = kind(choose_recorruption(flat, self.form, quanta=self.quanta))
+        self.below = self._choose_below(objective)
         torch.manual_seed(config.seed)
         self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
         if dims == 2:
@@ -228,17 +229,17 @@ class _Training:
         model: torch.nn.Module = self.denoiser
         if self.world > 1:
             model = DistributedDataParallel(self.denoiser)
-        every = max(1, config.steps // max(1, config.validations))
+        every = max(1, config.total // max(1, config.validations))
         begin = time.perf_counter()
-        for index in range(first + 1, config.steps + 1):
-            rate = config.learning_rate * schedule(index, config.steps, config.warm_up)
+        for index in range(first + 1, config.total + 1):
+            objective, rate = self.stage(index)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             batch = self.batch(
-                self.stream.crops(index, max(1, config.batch // self.world), self.rank), index / config.steps
+                self.stream.crops(index, max(1, config.batch // self.world), self.rank), min(1.0, index / config.steps)
             )
             with autocast(self.device, config.precision):
-                terms = self.objective.losses(model, self.average, batch, self.generator(index))
+                terms = objective.losses(model, self.average, batch, self.generator(index))
             total = sum(terms.values(), start=torch.zeros((), device=self.device))
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
@@ -252,12 +253,21 @@ class _Training:
             self.optimiser.step()
             self.average.update_parameters(self.denoiser)
             validation = None
-            if self.stream.has_validation and (index % every == 0 or index == config.steps):
+            if self.stream.has_validation and (index % every == 0 or index in (config.steps, config.total)):
                 validation = self.validate()
                 self.history.append({"step": index, "validation": validation, **losses})
-            if folder is not None and (index % config.checkpoint_every == 0 and index < config.steps):
+            if folder is not None and (index % config.checkpoint_every == 0 and index < config.total):
                 self.save_checkpoint(folder, index)
-            yield Step(index, config.steps, losses, validation, time.perf_counter() - begin, self)
+            yield Step(index, config.total, losses, validation, time.perf_counter() - begin, self)
+
+    def stage(self, index: int) -> tuple[Objective, float]:
+        """Give the objective of a step, and its learning rate; the stage below the noise begins again at half of it."""
+        config = self.config
+        if index <= config.steps:
+            return self.objective, config.learning_rate * schedule(index, config.steps, config.warm_up)
+        assert self.below is not None
+        later = schedule(index - config.steps, config.below_steps, config.warm_up)
+        return self.below, 0.5 * config.learning_rate * later
 
     def batch(self, crops: Sequence[Crop], progress: float) -> Batch:
         """Turn crops of camera counts into a batch of photo-electrons."""
@@ -329,6 +339,8 @@ class _Training:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
+        if self.below is not None and index > self.config.steps:
+            tensors |= {f"below.{k}": v for k, v in self.below.state().items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         facts = {"step": index, "history": self.history, "fingerprint": self._fingerprint()}
         content = save_tensors(tensors, metadata={"training": json.dumps(facts)})
@@ -370,6 +382,8 @@ class _Training:
             moments.setdefault(int(number), {})[name] = value
         state["state"] = moments
         self.optimiser.load_state_dict(state)
+        if self.below is not None and int(facts["step"]) > self.config.steps:
+            self.below.load({k: v.to(self.device) for k, v in part("below.").items()})
         self.history = list(facts["history"])
         return int(facts["step"])
 
@@ -383,6 +397,20 @@ class _Training:
         }
         result: dict[str, Any] = json.loads(json.dumps(facts))
         return result
+
+    def _choose_below(self, objective: str) -> Objective | None:
+        below = self.config.below
+        if below == "none":
+            return None
+        if objective != "ambient":
+            raise TrainingError(f"below is {below!r}, which follows the ambient objective, not {objective}; use none")
+        form = self.objective.recorruption
+        if below == "auto":
+            below = "virtual_exposures" if isinstance(form, Thinning) else "em"
+        try:
+            return BELOW[below](form)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
 
     def _look_at_the_data(self) -> tuple[list[Scale], Quanta]:
         """Give mean and spread of each channel's clean scaled intensity, and how the detector counts.

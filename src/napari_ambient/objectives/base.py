@@ -47,6 +47,13 @@ class Batch:
     partner: Tensor | None = None
     progress: float = 1.0
 
+    def part(self, which: slice) -> Batch:
+        """Give some of the crops."""
+        partner = None if self.partner is None else self.partner[which]
+        return Batch(
+            self.counts[which], self.valid[which], self.learn[which], self.channel[which], partner, self.progress
+        )
+
 
 class Objective(ABC):
     """A training objective.
@@ -92,6 +99,15 @@ class Objective(ABC):
     def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
         """Give the held-out loss (a scalar); less is better, and comparable between steps of one training."""
         return sum(self.losses(denoiser, denoiser, batch, generator).values(), start=torch.zeros(()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the tensors that a checkpoint must keep, besides the networks; most objectives have none."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        if state:
+            raise ValueError(f"{self.name} keeps no state, the checkpoint has {sorted(state)}")
 
     def answer(self, denoiser: Denoise, seen: Tensor, batch: Batch) -> Tensor:
         """Ask the denoiser once about `seen` as a measurement; gives scaled intensity."""

@@ -1,0 +1,122 @@
+"""Below the noise level, for Gaussian noise: expectation maximisation with online posterior draws.
+
+A measurement, corrupted a little further, is an image at level sigma_y of the diffusion; so the reverse SDE from there,
+with the moving average of the network as D, draws from its posterior (the E-step). D is trained on the draws as clean
+images, at all levels (the M-step), and draws are refreshed all the time. Rozet et al. 2024 (arXiv 2405.13712), Bai et
+al. 2024 (arXiv 2407.01014), Daras et al. 2024 (stochastic forward-backward deconvolution, arXiv 2411.12077). The E-step
+needs a second-order SDE sampler: ancestral steps lose variance, and each round would lose it again.
+
+A component of variance S converges as (1 - g²) per round, g = S/(S + sigma_y²): detail far below the noise cannot be
+learned from noisy data alone. The ambient loss stays on, so that D at sigma_y keeps what it learned from data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from napari_ambient.recorruption import Recorruption
+from napari_ambient.samplers import dpm_sde, ladder, seeded_noise
+
+from .ambient import Ambient
+from .anchor import Anchor
+from .base import Batch, Denoise, Objective
+from .buffer import Buffer
+from .gaussian_levels import LOW, denoising
+
+
+class ExpectationMaximisation(Objective):
+    """Training on posterior draws, beside the ambient loss.
+
+    Parameters
+    ----------
+    recorruption : Recorruption
+        Gaussian.
+    calls : int
+        Network calls per draw.
+    capacity : int
+        Draws held.
+    refresh : int
+        Steps between new ones (a batch at a time).
+    above : float
+        Level to which a measurement is corrupted before drawing, in units of sigma_y; just above 1.
+    """
+
+    name = "em"
+    one_call = False
+
+    def __init__(
+        self,
+        recorruption: Recorruption,
+        *,
+        calls: int = 16,
+        capacity: int = 96,
+        refresh: int = 4,
+        above: float = 1.02,
+    ) -> None:
+        super().__init__(recorruption)
+        if recorruption.corruption != "gaussian":
+            raise ValueError("em needs the Gaussian form; for photon counting choose virtual_exposures")
+        self.ambient = Ambient(recorruption)
+        self.anchor = Anchor(recorruption)
+        self.calls, self.refresh, self.above = calls, refresh, above
+        self.buffer = Buffer(capacity)
+        self._steps = 0
+
+    def losses(
+        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """See `Objective.losses`."""
+        size = len(batch.counts)
+        self.anchor.hold(average)
+        if len(self.buffer) < self.buffer.capacity or self._steps % self.refresh == 0:
+            self.buffer.add(self.expect(average, batch, generator))
+        self._steps += 1
+        result = self.ambient.losses(denoiser, average, batch.part(slice(0, max(1, size // 2))), generator)
+        result["anchor"] = self.anchor.loss(denoiser, batch.part(slice(size // 2, None)), generator)
+        clean = self.buffer.draw(size, generator)
+        # only below the measurement's level: above it D was learned from data, which draws can only blur
+        result["gaussian"] = denoising(
+            denoiser,
+            clean["image"],
+            clean["valid"],
+            clean["channel"],
+            generator,
+            high=self.above * self.recorruption.sigma_y,
+        )
+        return result
+
+    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Held-out ambient loss: what this stage must not make worse."""
+        return self.ambient.validation(denoiser, batch, generator)
+
+    @torch.no_grad()
+    def expect(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw a clean image of every crop from its posterior."""
+        form = self.recorruption
+        high = self.above * form.sigma_y
+        start = torch.full((len(batch.counts),), high, device=batch.counts.device)
+        x = form.recorrupt(batch.counts, batch.valid, start, generator).x_t
+
+        def denoise(x_t: Tensor, sigma: float) -> Tensor:
+            return level_denoiser(average, x_t, sigma, batch.channel)
+
+        for _, reached in dpm_sde(denoise, x, ladder(high, LOW, self.calls), seeded_noise(generator)):
+            x = reached
+        return {"image": x, "valid": batch.valid, "channel": batch.channel}
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective.state`."""
+        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        self._steps = int(state["steps"])
+        self.anchor.load(state)
+        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
+
+
+def level_denoiser(denoise: Denoise, x_t: Tensor, sigma: float, channel: Tensor | int = 0) -> Tensor:
+    """Call D(x_t, sigma) with one Gaussian level for all."""
+    level = torch.full((len(x_t),), sigma, device=x_t.device)
+    return denoise(x_t, level, corruption="gaussian", channel=channel).to(torch.float32)

@@ -1,0 +1,258 @@
+"""Draws from the posterior of whole images, and new images from the prior, through tiles that step together.
+
+A draw of one image (a plane for a 2D network, a stack otherwise) keeps its whole state; at every step the denoiser is
+called tile by tile, each with its halo, and only the cores are kept. So all tiles are at the same level at every step
+and nothing is blended: the draw is the one that the whole image would give, whatever the tiles. (Tiles sampled on their
+own and blended afterwards lose half of the variance where they overlap.) What is random at a voxel depends on
+(seed, time, channel, draw, step, plane) and its place in the plane alone.
+
+    photons    K by `samplers.accumulate` from k at exposure 1 to P;  λ = r(K, P)
+    Gaussian   x by `samplers.dpm_sde` from y at sigma_y down to 0;  λ = photons(x)
+
+`restoration.py` turns draws into means, standard deviations and quantiles of volumes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .devices import memory_errors
+from .networks.unet import UNet
+from .objectives.gaussian_levels import HIGH, LOW
+from .objectives.virtual_exposures import photon_rate
+from .recorruption import Recorruption, fill
+from .samplers import Noise, accumulate, dpm_ode, dpm_sde, exposure_ladder, ladder
+from .volumes.tiles import Domain, cores, split
+
+LONGEST = 16.0  # exposure of a draw's photons, as `objectives/virtual_exposures.py` trains it
+ABOVE = 1.02  # level at which a draw from Gaussian noise starts, in units of sigma_y
+
+Key = tuple[int, ...]
+"""Whatever tells one stream of random numbers from another: (seed, time, channel, draw, ...)."""
+
+
+class TileWarning(UserWarning):
+    """Something about the tiles that the user may want to know."""
+
+
+class TiledDenoiser:
+    """A denoiser of whole images that works tile by tile.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        The network with its preconditioning.
+    domain : Domain
+        Stride, halo and margin of the network on images of this size.
+    tile : tuple of int
+        Largest tile (Z, Y, X), voxels.
+    device : torch.device
+        Where the network runs; the images stay where they are.
+    """
+
+    def __init__(self, denoiser: Denoiser, domain: Domain, tile: Sequence[int], device: torch.device) -> None:
+        self.denoiser, self.domain, self.tile, self.device = denoiser, domain, tuple(tile), device
+        self.tiles = 0
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, **condition: object) -> Tensor:
+        """Call D on a whole image.
+
+        Parameters
+        ----------
+        x_t : Tensor, shape (1, 1, Z, Y, X)
+            Image at level sigma.
+        sigma : Tensor, shape (1,)
+            The level.
+        **condition
+            As for `Denoiser.forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape of `x_t`.
+        """
+        result = torch.empty_like(x_t)
+        for core in cores(x_t.shape[-3:], self._limits()):
+            self._fill(result, x_t, core, sigma, condition)
+        return result
+
+    def _limits(self) -> tuple[int, ...]:
+        return tuple(max(t // s * s, s) for t, s in zip(self.tile, self.domain.stride, strict=True))
+
+    def _fill(
+        self, result: Tensor, x_t: Tensor, core: Sequence[slice], sigma: Tensor, condition: dict[str, object]
+    ) -> None:
+        try:
+            with memory_errors():
+                result[0, 0][tuple(core)] = self._call(x_t, core, sigma, condition)
+        except MemoryError as error:
+            halves = split(core, [max(s, 8) for s in self.domain.stride])
+            if halves is None:
+                raise MemoryError(
+                    f"not enough memory for even the smallest tile ({error}); close other programs, or use a smaller "
+                    "network (size 'small'), or --device cpu"
+                ) from error
+            size = [part.stop - part.start for part in halves[0]]
+            warnings.warn(
+                f"out of memory on {self.device}: tiles of {' x '.join(map(str, size))} voxels from here on",
+                TileWarning,
+                stacklevel=2,
+            )
+            self.tile = tuple(size)
+            for half in halves:
+                self._fill(result, x_t, half, sigma, condition)
+
+    def _call(self, x_t: Tensor, core: Sequence[slice], sigma: Tensor, condition: dict[str, object]) -> Tensor:
+        self.tiles += 1
+        tile = self.domain.tile(core)
+        box, indices = tile.sources()
+        part = x_t[0, 0][box]
+        for axis, index in enumerate(indices):
+            part = part.index_select(axis, torch.from_numpy(index))
+        part = part.to(self.device)
+        level = sigma.to(self.device)
+        arguments = self.denoiser.arguments
+        if arguments.dims == 3:
+            answer: Tensor = self.denoiser(part[None, None], level, **condition)[0, 0]
+            return answer[tile.inner].to(x_t.device)
+        half = arguments.channels // 2
+        planes = []
+        for z in range(tile.inner[0].start, tile.inner[0].stop):
+            seen = part[None, z - half : z + half + 1].contiguous(memory_format=torch.channels_last)
+            planes.append(self.denoiser(seen, level, **condition)[0, half][tile.inner[1:]])
+        return torch.stack(planes).to(x_t.device)
+
+
+def network_domain(network: UNet, shape: Sequence[int]) -> Domain:
+    """Give the domain of an image (Z, Y, X) for a network: its stride, its receptive field as halo, and the margin."""
+    stride, reach = network.stride, network.receptive_field
+    if network.arguments.dims == 2:  # planes; in 2.5D each with its neighbours
+        stride, reach = (1, *stride), (network.arguments.channels // 2, *reach)
+    # a margin of one coarsest cell keeps the zeros that convolutions pad with away from the border's voxels
+    margin = tuple(r if s == 1 else s * max(1, 8 // s) for s, r in zip(stride, reach, strict=True))
+    return Domain(tuple(shape), tuple(stride), tuple(reach), margin)
+
+
+def keyed_noise(key: Key, first_plane: int = 0) -> Noise:
+    """Give standard normals that depend on the key, the step, the plane and the place in the plane.
+
+    Parameters
+    ----------
+    key : tuple of int
+        What tells this stream from others.
+    first_plane : int
+        Number of the image's first plane in the volume.
+    """
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        planes = [
+            np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, step, first_plane + z])))
+            .standard_normal(tuple(like.shape[-2:]), dtype=np.float32)
+            for z in range(like.shape[-3])
+        ]
+        return torch.from_numpy(np.stack(planes)).reshape(like.shape).to(like)
+
+    return noise
+
+
+def posterior_draw(
+    form: Recorruption,
+    denoise: Callable[..., Tensor],
+    counts: Tensor,
+    valid: Tensor | None,
+    *,
+    steps: int,
+    noise: Noise,
+) -> Iterator[Tensor | None]:
+    """Draw one clean image from the posterior of a measurement.
+
+    Parameters
+    ----------
+    form : Recorruption
+        The form of noise that the denoiser was trained with.
+    denoise : callable
+        The denoiser of whole images.
+    counts : Tensor, shape (1, 1, Z, Y, X)
+        Photo-electrons.
+    valid : Tensor of bool or None
+        False at hot pixels.
+    steps : int
+        Network calls, 2 or more.
+    noise : Noise
+        Source of what is random.
+
+    Yields
+    ------
+    None or Tensor
+        None after each step, and at last the draw, in photo-electrons.
+    """
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; a draw needs at least 2 network calls (18 is usual)")
+    flat = counts.reshape(1, -1, *counts.shape[-2:])
+    good = None if valid is None else valid.reshape(flat.shape)
+    base = fill(flat, good).reshape(counts.shape)
+    if form.corruption == "photon":
+
+        def rate(reached: Tensor, exposure: float) -> Tensor:
+            return photon_rate(form, denoise, reached, exposure)
+
+        reached = base
+        for _, counted in accumulate(rate, base, exposure_ladder(LONGEST, steps - 1), noise):
+            reached = counted
+            yield None
+        yield rate(reached, LONGEST)
+        return
+    high = ABOVE * form.sigma_y
+    # the extra noise up to `high`, keyed like every other step
+    state = int(noise(steps, base[..., :1, :1]).view(torch.int32).sum()) & 0x7FFFFFFF
+    generator = torch.Generator().manual_seed(state)
+    level = torch.tensor([high])
+    x = form.recorrupt(flat, good, level, generator).x_t.reshape(counts.shape)
+
+    def at_level(x_t: Tensor, sigma: float) -> Tensor:
+        return denoise(x_t, torch.tensor([sigma]), corruption="gaussian")
+
+    for _, reached in dpm_sde(at_level, x, ladder(high, LOW, steps), noise):
+        x = reached
+        yield None
+    yield form.photons(x)
+
+
+def prior_draw(
+    denoise: Callable[..., Tensor], shape: Sequence[int], *, steps: int, noise: Noise, centre: float, spread: float
+) -> Tensor:
+    """Draw a new image from the prior: the probability flow from pure noise down to 0.
+
+    Parameters
+    ----------
+    denoise : callable
+        The denoiser of whole images.
+    shape : sequence of int
+        (Z, Y, X).
+    steps : int
+        Network calls.
+    noise : Noise
+        Source of the first noise.
+    centre, spread : float
+        Mean and standard deviation of clean images; the first level is far above the spread.
+
+    Returns
+    -------
+    Tensor, shape (1, 1, Z, Y, X)
+        Scaled intensity.
+    """
+    high = min(HIGH, 10 * spread)
+    x: Tensor = centre + (high**2 + spread**2) ** 0.5 * noise(0, torch.empty((1, 1, *shape)))
+
+    def at_level(x_t: Tensor, sigma: float) -> Tensor:
+        return denoise(x_t, torch.tensor([sigma]), corruption="gaussian")
+
+    for _, reached in dpm_ode(at_level, x, ladder(high, LOW, steps), noise):
+        x = reached
+    return x

@@ -1,0 +1,240 @@
+"""Error bars: mean, standard deviation and quantiles of draws from the posterior, image by image.
+
+Each draw is a clean image that the measurement could have come from (`sampling.py`); what they agree on is known, where
+they differ is not. One image (a plane for a 2D prior, a stack otherwise) of one time point and channel is worked on at
+a time, with its whole state in memory, and a finished draw can be kept in a work folder, so that a killed run goes on
+with the draws that it lacks. `restoration.restore(method="samples")` makes a lazy volume of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .devices import free_memory
+from .prior import write_whole
+from .recorruption import at, to_photons, trusted
+from .restorer import RestorationError, Restorer
+from .sampling import TiledDenoiser, keyed_noise, posterior_draw
+
+Array = NDArray[np.float32]
+STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
+
+
+@dataclass(frozen=True)
+class Output:
+    """One thing to compute of the draws.
+
+    Parameters
+    ----------
+    name : str
+        "mean", "std", "q05" (any two digits: a quantile in per cent) or "draws" (each of them).
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ("mean", "std", "draws") and self.quantile is None:
+            raise RestorationError(
+                f"output {self.name!r} is not known; choose of mean, std, draws and quantiles such as q05, q50, q95"
+            )
+
+    @property
+    def quantile(self) -> float | None:
+        """The quantile, 0 to 1; None for the others."""
+        digits = self.name[1:]
+        return int(digits) / 100 if self.name[:1] == "q" and len(digits) == 2 and digits.isdigit() else None
+
+    def labels(self, draws: int) -> list[str]:
+        """Name the images that it gives."""
+        return [f"draw {k + 1}" for k in range(draws)] if self.name == "draws" else [self.name]
+
+
+class DrawRestorer:
+    """Draw from the posterior of one image at a time: what the lazy blocks call.
+
+    Parameters
+    ----------
+    restorer : Restorer
+        Volume, prior, noise and device.
+    draws : int
+        Draws per image.
+    steps : int
+        Network calls per draw.
+    seed : int
+        Seed of the draws.
+    outputs : sequence of Output
+        What to give.
+    tile : tuple of int
+        Largest tile (Z, Y, X), voxels.
+    work : Path or None
+        Folder that keeps finished draws.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        *,
+        draws: int,
+        steps: int,
+        seed: int,
+        outputs: Sequence[Output],
+        tile: tuple[int, int, int],
+        work: Path | None,
+    ) -> None:
+        self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
+        self.outputs, self.tile, self.work = tuple(outputs), tile, work
+        self.labels = [label for output in outputs for label in output.labels(draws)]
+        if work is not None:
+            self._claim(work)
+
+    @property
+    def planes(self) -> bool:
+        """Whether every plane is an image of its own (2D priors)."""
+        return self.restorer.prior.denoiser.arguments.dims == 2 and self.restorer.slices == 1
+
+    def image(self, time: int, channel: int, planes: slice) -> Array:
+        """Compute the outputs of some planes of one time point and channel.
+
+        Parameters
+        ----------
+        time, channel : int
+            Which image.
+        planes : slice
+            Planes; all of them, unless every plane is an image of its own.
+
+        Returns
+        -------
+        ndarray of float32, shape (outputs, Z, Y, X)
+            In the units of the volume.
+        """
+        shape = (planes.stop - planes.start, *self.restorer.domain.shape[1:])
+        keep = any(o.quantile is not None or o.name == "draws" for o in self.outputs)
+        self._check_memory(shape, keep)
+        noise = self.restorer.noise[channel]
+        total = np.zeros(shape)
+        squares = np.zeros(shape)
+        kept: list[Array] = []
+        for count, draw in enumerate(self._draw_all(time, channel, planes, shape), 1):
+            # Welford's update: no difference of large numbers
+            difference = draw - total
+            total += difference / count
+            squares += difference * (draw - total)
+            if keep:
+                kept.append(draw)
+        zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
+        results: list[NDArray[np.floating[Any]]] = []
+        for output in self.outputs:
+            if output.name == "mean":
+                results.append(zero + gain * total)
+            elif output.name == "std":
+                results.append(gain * np.sqrt(squares / max(self.draws - 1, 1)))
+            elif output.name == "draws":
+                results.extend(zero + gain * draw for draw in kept)
+            else:
+                assert output.quantile is not None
+                results.append(zero + gain * np.quantile(np.stack(kept), output.quantile, axis=0))
+        return np.stack([np.asarray(r, dtype=np.float32) for r in results])
+
+    def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
+        counts: torch.Tensor | None = None
+        valid: torch.Tensor | None = None
+        for number in range(self.draws):
+            path = None if self.work is None else self.work / f"t{time}_c{channel}_z{planes.start}_{number}.npy"
+            if path is not None and path.exists():
+                yield np.load(path)
+                continue
+            if counts is None:
+                counts, valid = self._read(time, channel, planes)
+            draw = self._draw(counts, valid, (self.seed, time, channel, number), planes.start, channel)
+            if path is not None:
+                write_whole(path, _npy(draw))
+            yield draw
+
+    @torch.inference_mode()
+    def _draw(
+        self, counts: torch.Tensor, valid: torch.Tensor | None, key: tuple[int, ...], first: int, channel: int
+    ) -> Array:
+        restorer = self.restorer
+        domain = restorer.domain if not self.planes else restorer.plane_domain(counts.shape[-3])
+        tiled = TiledDenoiser(restorer.prior.denoiser, domain, self.tile, restorer.device)
+        scales = len(restorer.prior.denoiser.scales)  # type: ignore[arg-type]
+
+        def denoise(x_t: torch.Tensor, sigma: torch.Tensor, **condition: Any) -> torch.Tensor:
+            condition["channel"] = min(channel, scales - 1)
+            return tiled(x_t, sigma, **condition)
+
+        result: torch.Tensor | None = None
+        noise = keyed_noise(key, first)
+        for reached in posterior_draw(restorer.form, denoise, counts, valid, steps=self.steps, noise=noise):
+            result = reached
+        assert result is not None
+        clean: Array = result[0, 0].numpy()
+        return clean
+
+    def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        restorer = self.restorer
+        box = (planes, *(slice(0, n) for n in restorer.domain.shape[1:]))
+        values = restorer.read(time, channel, box)
+        noise = restorer.noise[channel]
+        good = trusted(values, noise, box[1], box[2])
+        photons = to_photons(values, noise, box[1], box[2])
+        valid = None if good.all() else torch.from_numpy(good)[None, None]
+        return torch.from_numpy(photons)[None, None], valid
+
+    def _check_memory(self, shape: tuple[int, ...], keep: bool) -> None:
+        voxels = int(np.prod(shape))
+        need = 4 * voxels * (STATE + (self.draws if keep else 0) + len(self.labels))
+        free = free_memory(torch.device("cpu"))
+        if need > free:
+            raise MemoryError(
+                f"draws of an image of {' x '.join(map(str, shape))} voxels need about {need / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free; crop the volume, ask for mean and std only, or use a 2D prior, "
+                "which draws plane by plane"
+            )
+
+    def _claim(self, work: Path) -> None:
+        """Make the work folder, or take up one of the same task."""
+        restorer = self.restorer
+        task = {
+            "prior": restorer.prior.sha256,
+            "source": restorer.volume.name,
+            "shape": list(restorer.volume.shape),
+            "noise": [[float(np.median(n.gain)), float(np.median(n.zero))] for n in restorer.noise],
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+        text = json.dumps(task, sort_keys=True)
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / "task.json"
+        if note.exists() and note.read_text(encoding="utf-8") != text:
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            raise RestorationError(
+                f"{work} holds the draws of another task; remove it, or choose another work folder (such as "
+                f"{work}-{digest})"
+            )
+        if not note.exists():
+            write_whole(note, text.encode())
+
+
+def _npy(array: Array) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def work_folder(output: str | os.PathLike[str]) -> Path:
+    """Give the hidden folder beside an output that keeps its finished draws."""
+    path = Path(output)
+    return path.with_name(f".{path.name}.work")

@@ -1,0 +1,204 @@
+"""Draws: the same whatever the tiles (law 7), right for an exact denoiser, resumed after a kill, in the volume's units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from napari_ambient import restore
+from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.networks.unet import UNet, UNetArguments
+from napari_ambient.noise import NoiseModel
+from napari_ambient.prior import Prior, PriorError, Record
+from napari_ambient.recorruption import Thinning
+from napari_ambient.restorer import RestorationError
+from napari_ambient.sampling import keyed_noise, posterior_draw
+from napari_ambient.uncertainty import work_folder
+from napari_ambient.volumes import Volume
+
+NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
+FLAT = UNetArguments(widths=(8, 8, 8))
+SLICES = UNetArguments(widths=(8, 8), strides=((2, 2), (2, 2)), channels=3)
+SOLID = UNetArguments(dims=3, widths=(6, 6), strides=((1, 2, 2), (2, 2, 2)))
+CONFIG = {"steps": 3, "below": "virtual_exposures"}
+
+
+def make_prior(arguments: UNetArguments = FLAT, *, form: str = "thinning") -> Prior:
+    """Give a network random weights, too small to throw a draw far off."""
+    torch.manual_seed(0)
+    network = UNet(arguments)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser = Denoiser(network, [Scale(3.5, 1.2)])
+    denoiser.requires_grad_(False)
+    record = Record("ambient", form, "TYX", {}, config=CONFIG, step=6)  # type: ignore[arg-type]
+    return Prior(denoiser, (NOISE,), record)
+
+
+def counts(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return (100 + 2 * np.random.default_rng(seed).poisson(4, shape)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "tiles"),
+    [
+        (FLAT, (2, 75, 66), [(1, 32, 40), (2, 16, 66)]),
+        (SLICES, (5, 40, 36), [(2, 20, 16), (5, 8, 36)]),
+        (SOLID, (5, 28, 30), [(4, 16, 12), (2, 28, 8)]),
+    ],
+    ids=["2D", "2.5D", "3D"],
+)
+@pytest.mark.parametrize("form", ["thinning", "gaussian"])
+def test_tiled_equals_whole(
+    arguments: UNetArguments, shape: tuple[int, ...], tiles: list[tuple[int, int, int]], form: str
+) -> None:
+    """Law 7 for draws: the same voxels for any tile; another seed gives others."""
+    prior = make_prior(arguments, form=form)
+    volume = Volume.from_array(counts(shape), "ZYX")
+    options = {"method": "samples", "draws": 2, "steps": 4, "outputs": ["draws"]}
+    whole = restore(volume, prior, tile=(999, 999, 999), **options).data.compute()
+    assert whole.shape == (2, *shape)
+    assert np.abs(whole[0] - whole[1]).mean() > 0.1
+    for tile in tiles:
+        tiled = restore(volume, prior, tile=tile, **options).data.compute()
+        # a photon drawn differently, where rounding moves a rate past a whole count, is worth 2/16 counts there
+        assert np.mean(np.abs(tiled - whole) > 1e-4 * whole.std()) < 1e-4
+    other = restore(volume, prior, seed=1, **options).data.compute()
+    assert np.abs(other - whole).mean() > 0.1
+
+
+def test_independent_tiles_would_show() -> None:
+    """Negative control: the upper half drawn alone differs, because it lacks what lies below."""
+    prior = make_prior()
+    volume = Volume.from_array(counts((96, 64)), "YX")
+    upper = Volume.from_array(counts((96, 64))[:48], "YX")
+    options = {"method": "samples", "draws": 1, "steps": 4, "outputs": ["draws"]}
+    whole = restore(volume, prior, **options).data.compute()
+    alone = restore(upper, prior, **options).data.compute()
+    assert np.abs(whole[0, 40:48] - alone[0, 40:48]).max() > 0.01
+
+
+def test_noise_belongs_to_its_place() -> None:
+    """A plane's normals do not depend on the planes drawn with it; steps, draws and planes differ."""
+    like = torch.empty(1, 1, 3, 8, 9)
+    stack = keyed_noise((5, 0, 0, 1))(2, like)
+    alone = keyed_noise((5, 0, 0, 1), first_plane=1)(2, like[:, :, :1])
+    assert torch.equal(stack[:, :, 1], alone[:, :, 0])
+    for other in (keyed_noise((5, 0, 0, 2))(2, like), keyed_noise((5, 0, 0, 1))(3, like)):
+        assert not torch.equal(stack, other)
+    assert not torch.equal(stack[:, :, 0], stack[:, :, 1])
+
+
+def test_exact_denoiser_gives_the_posterior() -> None:
+    """Gamma-Poisson: draws have mean (k + a)/(b + 1) and variance (k + a)/(b + 1)² at every voxel."""
+    a, b = 3.0, 1.0
+    form = Thinning()
+    g = torch.Generator().manual_seed(0)
+    k = torch.poisson(torch.full((1, 1, 1, 200, 300), 3.0), generator=g)
+
+    def exact(x_t: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        p = float(sigma[0]) ** -2
+        reached = p * x_t.square() / 4 - 0.375
+        return form.scaled((reached + a) / (p + b))
+
+    result = None
+    for result in posterior_draw(form, exact, k, None, steps=18, noise=keyed_noise((0,))):  # noqa: B007
+        pass
+    assert result is not None
+    for value in (1.0, 3.0, 5.0):
+        drawn = result[k == value]
+        mean, variance = (value + a) / (1 + b), (value + a) / (1 + b) ** 2
+        # the end of a finite exposure: D(K) at P = 16 has lost 1/(P + b) of the variance
+        left = variance * (1 - (1 + b) / (16 + b))
+        assert float(drawn.mean()) == pytest.approx(mean, rel=0.01)
+        assert float(drawn.var()) == pytest.approx(left, rel=0.06)
+
+
+def test_outputs_are_channels_in_counts() -> None:
+    """Mean, error bar and quantiles belong together; times gain and plus zero; every channel has its own."""
+    prior = replace(make_prior(), denoiser=make_prior().denoiser)
+    volume = Volume.from_array(counts((2, 2, 40, 36)), "TCYX", channel_names=["dna", "actin"])
+    given = restore(volume, prior, method="samples", draws=4, steps=3, outputs=["mean", "std", "q50", "draws"])
+    assert given.axes == "TCYX"
+    assert given.shape == (2, 14, 40, 36)
+    assert given.channel_names[:4] == ("dna mean", "dna std", "dna q50", "dna draw 1")
+    assert given.channel_names[7] == "actin mean"
+    data = given.data.compute()
+    draws = data[:, 3:7]
+    np.testing.assert_allclose(data[:, 0], draws.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(data[:, 1], draws.std(axis=1, ddof=1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(data[:, 2], np.median(draws, axis=1), rtol=1e-5)
+    assert given.history[-1]["draws"] == 4
+    assert given.history[-1]["seed"] == 0
+    plain = restore(Volume.from_array(counts((40, 36)), "YX"), prior, method="samples", draws=2, steps=3)
+    assert plain.axes == "CYX"
+    assert plain.channel_names == ("mean", "std")
+
+
+def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished draws are not drawn again; a work folder of another task is refused."""
+    from napari_ambient import sampling
+
+    prior = make_prior()
+    volume = Volume.from_array(counts((3, 40, 36)), "TYX", name="a")
+    options = {"method": "samples", "draws": 2, "steps": 3}
+    expected = restore(volume, prior, **options).data.compute()
+    work = work_folder(tmp_path / "out.tif")
+    calls = 0
+    original = sampling.TiledDenoiser.__call__
+
+    def counting(self: sampling.TiledDenoiser, *arguments: Tensor, **condition: object) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **condition)
+
+    monkeypatch.setattr(sampling.TiledDenoiser, "__call__", counting)
+    with pytest.raises(KeyboardInterrupt):
+        restore(volume, prior, work=work, **options).data.compute(scheduler="synchronous")
+    assert len(list(work.glob("*.npy"))) == 3  # three draws of three calls, and the fourth was cut
+    calls = 100
+    again = restore(volume, prior, work=work, **options).data.compute(scheduler="synchronous")
+    assert calls == 109
+    np.testing.assert_array_equal(again, expected)
+    with pytest.raises(RestorationError, match="another task"):
+        restore(volume, prior, work=work, **{**options, "seed": 3})
+
+
+def test_new_images() -> None:
+    """Any size, the same from the seed whatever the tiles; a prior that knows nothing below refuses."""
+    prior = make_prior()
+    images = prior.sample((50, 44), count=2, steps=5, seed=3)
+    assert images.shape == (2, 50, 44)
+    assert np.isfinite(images).all()
+    np.testing.assert_allclose(prior.sample((50, 44), count=1, steps=5, seed=3, tile=(1, 16, 24))[0], images[0], rtol=1e-4)
+    assert prior.sample((3, 20, 20), steps=3).shape == (1, 3, 20, 20)
+    with pytest.raises(PriorError, match="--below auto"):
+        replace(prior, record=replace(prior.record, config={})).sample((8, 8))
+    with pytest.raises(PriorError, match="give \\(Y, X\\)"):
+        prior.sample((8,))
+    with pytest.raises(PriorError, match="one plane"):
+        make_prior(SOLID).sample((32, 32))
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message says what came, what is allowed and what to do."""
+    prior = make_prior()
+    image = Volume.from_array(counts((40, 40)), "YX")
+    with pytest.raises(RestorationError, match="knows nothing below"):
+        restore(image, replace(prior, record=replace(prior.record, config={})), method="samples")
+    with pytest.raises(RestorationError, match="give 2 or more"):
+        restore(image, prior, method="samples", draws=1)
+    with pytest.raises(RestorationError, match="choose of mean, std"):
+        restore(image, prior, method="samples", outputs=["median"])
+    with pytest.raises(RestorationError, match="outputs is empty"):
+        restore(image, prior, method="samples", outputs=[])
+    monkeypatch.setattr("napari_ambient.uncertainty.free_memory", lambda _: 1000)
+    with pytest.raises(MemoryError, match="crop the volume"):
+        restore(image, prior, method="samples").data.compute()
