@@ -92,6 +92,18 @@ def test_dark_frames_give_offset_read_noise_and_hot_pixels(light: Light) -> None
 # ----------------------------------------------------------------------------------- what images may show
 
 
+def test_noisy_pixels_are_found_in_four_frames(light: Light) -> None:
+    """Most of the surplus of variance goes, for few good pixels; a camera without noisy pixels loses none."""
+    camera = Camera.scmos().with_maps((256, 256), 3, hot=0.02)
+    model = fit_noise(repeats(camera, light, 4), axes="TYX")
+    noisy = np.asarray(camera.read_noise) > 6 * 3.1
+    assert model.hot_pixels is not None
+    assert model.hot_pixels[noisy].mean() > 0.6  # the others lie in bright light
+    assert model.hot_pixels[np.asarray(camera.read_noise) < 2 * 3.1].mean() < 0.015
+    clean = fit_noise(repeats(Camera.scmos(), light, 4), axes="TYX")
+    assert clean.hot_pixels is None or clean.hot_pixels.mean() < 5e-3
+
+
 def test_hot_pixels_are_found_in_the_frames_and_do_not_move_the_line(light: Light) -> None:
     camera = Camera.scmos().with_maps((256, 256), 3, hot=0.02)
     model = fit_noise(repeats(camera, light, 16), axes="TYX")

@@ -393,7 +393,8 @@ def read_variance_below_zero(photons: Tensor) -> float:
     """Estimate the read variance from the counts below zero, which photons alone cannot make.
 
     Where it is dark, k = Poisson(m - r²) + r² + N(0, r²) of known mean m goes below zero by an amount that grows with
-    r² from nothing (all of m is light) to that of N(m, m) (none is).
+    r² from nothing (all of m is light) to that of N(m, m) (none is). No count weighs more than 4 √m, so that a few
+    noisy pixels hardly change it.
 
     Parameters
     ----------
@@ -408,17 +409,23 @@ def read_variance_below_zero(photons: Tensor) -> float:
     pilot = blur(photons, 3.0)
     dark = photons[pilot <= torch.quantile(pilot.flatten()[:: max(1, pilot.numel() // 10**6)], 0.1)]
     mean = float(dark.mean())
-    below = float(dark.clamp_max(0).abs().mean())
-    if mean <= 0 or below <= 0:
+    if mean <= 0:
         return 0.0
-    draw = torch.Generator().manual_seed(0)
-    normal = torch.randn(20_000, generator=draw)
+    deepest = 4 * math.sqrt(mean)
+
+    def amount(counts: Tensor) -> float:
+        return float(counts.clamp(-deepest, 0).abs().mean())
+
+    below = amount(dark)
+    if below <= 0:
+        return 0.0
+    normal = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     low, high = 0.0, mean
     for _ in range(12):
         guess = (low + high) / 2
         light = torch.poisson(torch.full_like(normal, mean - guess), generator=torch.Generator().manual_seed(1))
-        amount = float((light + guess + math.sqrt(guess) * normal).clamp_max(0).abs().mean())
-        low, high = (guess, high) if amount < below else (low, guess)
+        made = amount(light + guess + math.sqrt(guess) * normal)
+        low, high = (guess, high) if made < below else (low, guess)
     return (low + high) / 2
 
 

@@ -23,7 +23,7 @@ factor c hands on the news of the step before, and may be chosen to make the var
 
 A sampler is a generator, so that its caller stops, shows and synchronises tiles as it likes; all that is random comes
 from `noise(step, like)`, so that the caller can make a voxel's normals depend on its place and nothing else.
-Samplers know no network: `posterior.py` hands them denoisers that have seen y, `restoration.py` denoisers of tiles.
+Samplers know no network: `posterior/` hands them denoisers that have seen y, `sampling.py` denoisers of tiles.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def dpm_sde(
     rule : {"midpoint", "matched"}
         How far to extrapolate. "midpoint": c = ½ h/h₋. "matched": c such that the variance is exact where the noisy
         image alone knows the clean one (spread of the clean image given x: sigma²); with few steps the better choice
-        for structure above the noise, the worse for detail below it. Needs eta = 1.
+        for structure above the noise, the worse for detail below it. Needs eta = 1 and four steps or more: the
+        second makes good what the first lost, and with fewer there is too much of it.
 
     Yields
     ------

@@ -109,8 +109,9 @@ def _split_bright(
     thinned = thin(photons, exposure, generator)
     if read_variance == 0:
         return thinned + exposure * (counts - photons)
-    variance = pilot.clamp_min(read_variance)
-    share = read_variance / variance
+    # what is dimmer than the read noise has less of it: the variance is the mean everywhere
+    variance = pilot.clamp_min(1e-3)
+    share = (read_variance / variance).clamp_max(1)
     added = (1 - share).sqrt() * (thinned - exposure * photons)
     camera = (share * exposure * (1 - exposure) * variance).sqrt() * randn_like(counts, generator)
     return exposure * counts + added + camera
@@ -120,10 +121,11 @@ def _split_camera(
     counts: Tensor, pilot: Tensor, p: Tensor, read_variance: float, generator: torch.Generator | None
 ) -> Tensor:
     n = torch.arange(QUANTA, dtype=counts.dtype, device=counts.device)[:, None]
-    light = (pilot - read_variance).clamp_min(1e-3)
-    log = n * light.log() - torch.lgamma(n + 1) - (counts - read_variance - n).square() / (2 * read_variance)
+    read = pilot.clamp(1e-3, read_variance)
+    light = (pilot - read).clamp_min(1e-3)
+    log = n * light.log() - torch.lgamma(n + 1) - (counts - read - n).square() / (2 * read)
     quanta = _draw(log, generator)
-    added = (p * (1 - p) * read_variance).sqrt() * randn_like(counts, generator)
+    added = (p * (1 - p) * read).sqrt() * randn_like(counts, generator)
     return binomial(quanta, p, generator) + p * (counts - quanta) + added
 
 
