@@ -1,4 +1,4 @@
-"""Draws: the same whatever the tiles (law 7), right for an exact denoiser, resumed after a kill, in the volume's units."""
+"""Draws: the same whatever the tiles (law 7), right for an exact denoiser, resumed, in the volume's units."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from napari_ambient import restore
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
+from napari_ambient.operators import Blur, Downsample
 from napari_ambient.prior import Prior, PriorError, Record
 from napari_ambient.recorruption import Thinning
 from napari_ambient.restorer import RestorationError
@@ -171,13 +172,40 @@ def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         restore(volume, prior, work=work, **{**options, "seed": 3})
 
 
+def test_through_an_operator() -> None:
+    """Holes, blur and coarser pixels: shapes, voxel size, and the same draws whatever the tiles."""
+    prior = make_prior()
+    data = counts((40, 36)).astype(np.float32)
+    data[10:20, 10:20] = np.nan
+    volume = Volume.from_array(data, "YX", voxel_size={"Y": 0.2, "X": 0.2})
+    options = {"method": "samples", "draws": 2, "steps": 3, "outputs": ["mean", "std"]}
+    blur = Blur(np.full((3, 3), 1 / 9))
+    whole = restore(volume, prior, operator=blur, **options).data.compute()
+    assert whole.shape == (2, 40, 36)
+    assert np.isfinite(whole).all()
+    tiled = restore(volume, prior, operator=blur, tile=(1, 16, 24), **options).data.compute()
+    np.testing.assert_allclose(tiled, whole, rtol=1e-3, atol=1e-3)
+    # what was not measured is known less well
+    assert whole[1, 13:17, 13:17].mean() > 1.2 * whole[1, 25:, 25:].mean()
+    finer = restore(volume, prior, operator=Downsample(2), **options)
+    assert finer.shape == (2, 80, 72)
+    assert finer.voxel_size["X"] == pytest.approx(0.1)
+    assert finer.history[-1]["operator"]
+    assert finer.data.compute().shape == (2, 80, 72)
+    with pytest.raises(RestorationError, match="one network call cannot undo"):
+        restore(volume, prior, operator=blur)
+    with pytest.raises(RestorationError, match="NaN or infinite"):
+        restore(volume, prior, **options).data.compute()
+
+
 def test_new_images() -> None:
     """Any size, the same from the seed whatever the tiles; a prior that knows nothing below refuses."""
     prior = make_prior()
     images = prior.sample((50, 44), count=2, steps=5, seed=3)
     assert images.shape == (2, 50, 44)
     assert np.isfinite(images).all()
-    np.testing.assert_allclose(prior.sample((50, 44), count=1, steps=5, seed=3, tile=(1, 16, 24))[0], images[0], rtol=1e-4)
+    tiled = prior.sample((50, 44), count=1, steps=5, seed=3, tile=(1, 16, 24))
+    np.testing.assert_allclose(tiled[0], images[0], rtol=1e-4)
     assert prior.sample((3, 20, 20), steps=3).shape == (1, 3, 20, 20)
     with pytest.raises(PriorError, match="--below auto"):
         replace(prior, record=replace(prior.record, config={})).sample((8, 8))

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from . import __version__
 from .devices import choose_device, free_memory
 from .noise import NoiseModel
+from .operators import Identity, Operator
+from .posterior import MethodName
 from .prior import Prior, place
 from .restorer import Clipping, RestorationError, Restorer, TileWarning, plan_tile
 from .uncertainty import DrawRestorer, Output
@@ -33,7 +35,9 @@ def restore(
     prior: Prior,
     *,
     noise: NoiseModel | Sequence[NoiseModel] | None = None,
+    operator: Operator | None = None,
     method: Literal["mean", "samples"] = "mean",
+    posterior: MethodName = "split_gibbs",
     draws: int = 8,
     steps: int = 18,
     seed: int = 0,
@@ -55,12 +59,19 @@ def restore(
     noise : NoiseModel or sequence of NoiseModel, optional
         The camera's noise, one model or one per channel; the prior's own if left out. Refit it (`fit_noise`) when the
         camera, its gain or its offset differ from the training's.
+    operator : Operator, optional
+        What the microscope did to the light: `Blur` (deconvolution), `Mask` (inpainting; NaN in the volume are holes
+        then too), `Downsample` (super-resolution), and products of them. The prior must be one of the structures before
+        it. Only with ``method="samples"``.
+    posterior : {"split_gibbs", "mmps", "diffpir", "dps", "red_diff"}
+        Posterior method behind an operator; the first two give draws whose spread is an error bar.
     method : {"mean", "samples"}
         The posterior mean in one network call, or what draws from the posterior say.
     draws : int
         Draws per image (samples), 2 or more for a standard deviation.
     steps : int
-        Network calls per draw (samples).
+        Network calls per draw (samples); behind an operator stages of split Gibbs (12 to 24, each of six calls), or
+        levels of the other methods.
     seed : int
         Seed of the draws: the same seed gives the same draws, whatever the tiles.
     outputs : sequence of str
@@ -95,6 +106,12 @@ def restore(
     """
     if method not in ("mean", "samples"):
         raise RestorationError(f"method is {method!r}; choose mean or samples")
+    operator = operator or Identity()
+    if method == "mean" and not isinstance(operator, Identity):
+        raise RestorationError(
+            f"one network call cannot undo an operator ({operator.describe()}); use method='samples', for the mean "
+            "alone with outputs=['mean']"
+        )
     if dtype not in ("float32", "input"):
         raise RestorationError(f"dtype is {dtype!r}; choose float32 or input")
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
@@ -131,6 +148,8 @@ def restore(
             outputs=[Output(name) for name in outputs],
             tile=(limit[0], limit[1], limit[2]),
             work=None if work is None else Path(work),
+            operator=operator,
+            posterior=posterior,
         )
         data, axes, names = _draw_blocks(drawing, volume, channels)
     else:
@@ -147,12 +166,18 @@ def restore(
         ],
         "seed": prior.record.config.get("seed") if method == "mean" else seed,
         **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs)}),
+        **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),
         "source": volume.name,
         "program": "napari-ambient",
         "version": __version__,
     }
-    result = volume.replace(data=data, axes=axes, channel_names=names)
+    scale = dict(volume.scale)
+    clean = operator.input_shape(restorer.domain.shape)
+    for axis, measured, wanted in zip("ZYX", restorer.domain.shape, clean, strict=True):
+        if axis in scale:
+            scale[axis] *= measured / wanted
+    result = volume.replace(data=data, axes=axes, channel_names=names, scale=scale)
     return result.with_history(record)
 
 
@@ -172,6 +197,7 @@ def _mean_blocks(restorer: Restorer, volume: Volume, limit: Sequence[int]) -> An
 def _draw_blocks(drawing: DrawRestorer, volume: Volume, channels: int) -> tuple[Any, str, tuple[str, ...]]:
     """Lay out the outputs as channels: those of the first channel, then those of the second, ..."""
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
+    sizes |= dict(zip("ZYX", drawing.clean_shape(drawing.restorer.domain.shape), strict=True))
     axes = "".join(axis for axis in "TCZYX" if axis in volume.axes or axis == "C")
     count = len(drawing.labels)
     blocks = {
@@ -219,7 +245,8 @@ def _draw_block(drawing: DrawRestorer, axes: str, block_info: Any = None) -> NDA
     """One dask block: all outputs of one image."""
     spans = dict(zip(axes, block_info[None]["array-location"], strict=True))
     shape = tuple(b - a for a, b in block_info[None]["array-location"])
-    low, high = spans.get("Z", (0, 1))
+    # an operator may change the number of planes; then all are drawn together
+    low, high = spans.get("Z", (0, 1)) if drawing.planes else (0, drawing.restorer.domain.shape[0])
     channel = spans["C"][0] // len(drawing.labels)
     values = drawing.image(spans.get("T", (0, 1))[0], channel, slice(low, high))
     return drawing.restorer.convert(values).reshape(shape)

@@ -26,7 +26,7 @@ from .prior import Prior
 from .recorruption import Quanta, Recorruption, choose_recorruption, from_photons, to_photons, trusted
 from .sampling import TileWarning, network_domain
 from .volumes import Volume
-from .volumes.tiles import Domain, Tile, split
+from .volumes.tiles import Tile, split
 
 Array = NDArray[np.float32]
 
@@ -167,8 +167,8 @@ class Restorer:
         )
         return self.form.photons(answer)
 
-    def read(self, time: int, channel: int, box: Sequence[slice]) -> Array:
-        """Read voxels of one time point and channel, (Z, Y, X), in the volume's units.
+    def read(self, time: int, channel: int, box: Sequence[slice], *, holes: bool = False) -> Array:
+        """Read voxels of one time point and channel, (Z, Y, X), in the volume's units; NaN are allowed as `holes`.
 
         Raises
         ------
@@ -178,17 +178,12 @@ class Restorer:
         where = {"T": time, "C": channel, "Z": box[0], "Y": box[1], "X": box[2]}
         index = tuple(where[axis] for axis in self.volume.axes)
         values = np.asarray(self.volume.data[index].compute(scheduler="synchronous"), dtype=np.float32)
-        if not np.isfinite(values).all():
+        if not holes and not np.isfinite(values).all():
             raise RestorationError(
                 f"{self.volume.name or 'the volume'} holds NaN or infinite values in T={time}, C={channel}, "
                 f"{_where(box)}; crop them away or replace them"
             )
         return values if values.ndim == 3 else values[None]
-
-    def plane_domain(self, planes: int) -> Domain:
-        """Give the domain of some planes alone."""
-        domain = self.domain
-        return Domain((planes, *domain.shape[1:]), domain.stride, domain.halo, domain.margin)
 
     def convert(self, values: Array) -> NDArray[Any]:
         """Convert to the output's type; what does not fit is clipped and counted."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from .devices import free_memory
+from .operators import Identity, Mask, Operator
+from .posterior import MethodName, PoissonGaussian, Problem, SquareLink, sample_posterior
 from .prior import write_whole
 from .recorruption import at, to_photons, trusted
 from .restorer import RestorationError, Restorer
-from .sampling import TiledDenoiser, keyed_noise, posterior_draw
+from .samplers import Noise
+from .sampling import TiledDenoiser, keyed_noise, network_domain, posterior_draw
 
 Array = NDArray[np.float32]
 STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
@@ -78,6 +81,10 @@ class DrawRestorer:
         Largest tile (Z, Y, X), voxels.
     work : Path or None
         Folder that keeps finished draws.
+    operator : Operator
+        What the microscope did to the light; draws are of what was before it.
+    posterior : str
+        Posterior method for an operator other than Identity.
     """
 
     def __init__(
@@ -90,7 +97,10 @@ class DrawRestorer:
         outputs: Sequence[Output],
         tile: tuple[int, int, int],
         work: Path | None,
+        operator: Operator | None = None,
+        posterior: MethodName = "split_gibbs",
     ) -> None:
+        self.operator, self.posterior = operator or Identity(), posterior
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
         self.outputs, self.tile, self.work = tuple(outputs), tile, work
         self.labels = [label for output in outputs for label in output.labels(draws)]
@@ -100,7 +110,12 @@ class DrawRestorer:
     @property
     def planes(self) -> bool:
         """Whether every plane is an image of its own (2D priors)."""
-        return self.restorer.prior.denoiser.arguments.dims == 2 and self.restorer.slices == 1
+        flat = self.operator.halo[0] == 0 and self.operator.stride[0] == 1
+        return flat and self.restorer.prior.denoiser.arguments.dims == 2 and self.restorer.slices == 1
+
+    def clean_shape(self, measured: Sequence[int]) -> tuple[int, ...]:
+        """Give the voxels (Z, Y, X) of the clean image behind a measured one."""
+        return tuple(self.operator.input_shape(tuple(measured)))
 
     def image(self, time: int, channel: int, planes: slice) -> Array:
         """Compute the outputs of some planes of one time point and channel.
@@ -117,7 +132,8 @@ class DrawRestorer:
         ndarray of float32, shape (outputs, Z, Y, X)
             In the units of the volume.
         """
-        shape = (planes.stop - planes.start, *self.restorer.domain.shape[1:])
+        measured = (planes.stop - planes.start, *self.restorer.domain.shape[1:])
+        shape = self.clean_shape(measured)
         keep = any(o.quantile is not None or o.name == "draws" for o in self.outputs)
         self._check_memory(shape, keep)
         noise = self.restorer.noise[channel]
@@ -132,6 +148,11 @@ class DrawRestorer:
             if keep:
                 kept.append(draw)
         zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
+        if shape != measured and (np.ndim(zero) or np.ndim(gain)):
+            raise RestorationError(
+                "the noise model has a map for every camera pixel, and the operator changes the pixels; fit the noise "
+                "of this volume as one camera (noise=fit_noise(volume))"
+            )
         results: list[NDArray[np.floating[Any]]] = []
         for output in self.outputs:
             if output.name == "mean":
@@ -165,7 +186,8 @@ class DrawRestorer:
         self, counts: torch.Tensor, valid: torch.Tensor | None, key: tuple[int, ...], first: int, channel: int
     ) -> Array:
         restorer = self.restorer
-        domain = restorer.domain if not self.planes else restorer.plane_domain(counts.shape[-3])
+        shape = self.clean_shape(counts.shape[-3:])
+        domain = network_domain(restorer.prior.denoiser.network, shape)
         tiled = TiledDenoiser(restorer.prior.denoiser, domain, self.tile, restorer.device)
         scales = len(restorer.prior.denoiser.scales)  # type: ignore[arg-type]
 
@@ -175,19 +197,42 @@ class DrawRestorer:
 
         result: torch.Tensor | None = None
         noise = keyed_noise(key, first)
+        if not isinstance(self.operator, Identity):
+            return self._draw_through(counts, valid, denoise, noise)
         for reached in posterior_draw(restorer.form, denoise, counts, valid, steps=self.steps, noise=noise):
             result = reached
         assert result is not None
         clean: Array = result[0, 0].numpy()
         return clean
 
+    def _draw_through(
+        self, counts: torch.Tensor, valid: torch.Tensor | None, denoise: Callable[..., torch.Tensor], noise: Noise
+    ) -> Array:
+        """Draw what was before the operator; hot pixels and holes are a mask behind it."""
+        operator, form = self.operator, self.restorer.form
+        if valid is not None:
+            operator = Mask(valid[0, 0].numpy()) @ operator
+            counts = torch.where(valid, counts, torch.zeros_like(counts))
+        # k has its variance as its mean, read noise included, which is what D learned from
+        problem = Problem(counts, operator, PoissonGaussian(), SquareLink(0.0))
+
+        def at_level(z: torch.Tensor, sigma: float) -> torch.Tensor:
+            return denoise(z, torch.tensor([sigma]), corruption="gaussian").to(torch.float32)
+
+        z: torch.Tensor | None = None
+        for _, reached in sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise):
+            z = reached
+        assert z is not None
+        light: Array = form.photons(z)[0, 0].numpy()
+        return light
+
     def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         restorer = self.restorer
         box = (planes, *(slice(0, n) for n in restorer.domain.shape[1:]))
-        values = restorer.read(time, channel, box)
+        values = restorer.read(time, channel, box, holes=not isinstance(self.operator, Identity))
         noise = restorer.noise[channel]
         good = trusted(values, noise, box[1], box[2])
-        photons = to_photons(values, noise, box[1], box[2])
+        photons = np.nan_to_num(to_photons(values, noise, box[1], box[2]), posinf=0, neginf=0)
         valid = None if good.all() else torch.from_numpy(good)[None, None]
         return torch.from_numpy(photons)[None, None], valid
 
@@ -212,6 +257,8 @@ class DrawRestorer:
             "noise": [[float(np.median(n.gain)), float(np.median(n.zero))] for n in restorer.noise],
             "steps": self.steps,
             "seed": self.seed,
+            "operator": self.operator.to_dict(),
+            "posterior": self.posterior,
         }
         text = json.dumps(task, sort_keys=True)
         work.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """What was learned from data is held while the levels below it are taught.
 
-The stages below the noise level (`em.py`, `consistency.py`, `virtual_exposures.py`) train one network at all levels, and
-what they teach below the measurement's level, which is inferred and at first wrong, pulls at D at that level too
-(measured on two modes with exact noise: error at sigma_y 0.07 before, 0.16 after 600 steps; with the anchor 0.08). So a
-copy of the network as it was when the stage began is kept, and D is asked to agree with it just above the boundary:
+The stages below the noise level (`em.py`, `consistency.py`, `virtual_exposures.py`) train one network at all levels,
+and what they teach below the measurement's level, which is inferred and at first wrong, pulls at D at that level too
+(measured on two modes with exact noise: error at sigma_y 0.07 before, 0.16 after 600 steps; with the anchor 0.08). So
+a copy of the network as it was when the stage began is kept, and D is asked to agree with it just above the boundary:
 
     E ‖D(x_t, sigma) - D₀(x_t, sigma)‖² / c_out(sigma)²,    sigma in [1, 1.3] sigma_y
 """
