@@ -167,3 +167,47 @@ def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert load_prior(folder).record.step == 400
     assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stage below the noise: error bars beside the mean, new images, the audit, and fine-tuning."""
+    prior = tmp_path / "a.prior"
+    below = ["--below", "auto", "--below-steps", "4"]
+    assert run("train", stack, "-o", prior, "--gain", 2, "--zero", 100, *TINY, *below) == 0
+    out = tmp_path / "out"
+    draws = ["--method", "samples", "--draws", 2, "--steps", 3, "--device", "cpu"]
+    assert run("restore", prior, stack, "-o", out, *draws, "--outputs", "mean", "std", "q95") == 0
+    result = open_volume(out / "waves_restored.ome.tif")
+    assert result.channel_names == ("mean", "std", "q95")
+    assert result.shape == (4, 3, 48, 48)
+    assert [p.name for p in out.iterdir()] == ["waves_restored.ome.tif"]
+    tifffile.imwrite(tmp_path / "psf.tif", np.pad(np.full((3, 3), 100, np.uint16), 4))
+    tifffile.imwrite(tmp_path / "mask.tif", np.eye(48, dtype=np.uint8) == 0)
+    through = ["--psf", tmp_path / "psf.tif", "--mask", tmp_path / "mask.tif", "--suffix", "_sharp"]
+    assert run("restore", prior, stack, "-o", out, *draws, *through) == 0
+    history = open_volume(out / "waves_sharp.ome.tif").history[-1]
+    assert [part["operator"] for part in history["operator"]["applied"]] == ["blur", "mask"]
+    capsys.readouterr()
+    assert run("sample", prior, "-o", tmp_path / "new.ome.tif", "--shape", 32, 40, "--count", 2, "--steps", 3) == 0
+    assert "inferred by virtual_exposures" in capsys.readouterr().out
+    assert open_volume(tmp_path / "new.ome.tif").shape == (2, 32, 40)
+    tuned = tmp_path / "b.prior"
+    assert run("train", stack, "-o", tuned, "--from", prior, "--gain", 2, "--zero", 100, *TINY) == 0
+    assert load_prior(tuned).record.start == load_prior(prior).sha256
+    assert run("audit", prior, stack, "--count", 2, "-o", tmp_path / "pairs.png") == 0
+    said = capsys.readouterr().out
+    assert re.search("(healthy|suspicious|memorised|undecided): ", said)
+    assert "nothing was held out" in said
+
+
+def test_what_needs_the_stage_below_says_so(
+    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prior without it gives means only, and the message says how to train it on."""
+    prior = trained(stack, tmp_path)
+    assert run("sample", prior, "-o", tmp_path / "new.ome.tif") == 2
+    assert "--below auto" in capsys.readouterr().err
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--method", "samples") == 1
+    assert "--below auto" in capsys.readouterr().err
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--finer", 2) == 1
+    assert "one network call cannot undo" in capsys.readouterr().err

@@ -46,7 +46,7 @@ FLOORS = (
     {"restorer"},
     {"uncertainty"},
     {"training", "restoration", "report", "audit"},
-    {"batch", "progress"},
+    {"batch", "progress", "prior_audit"},
     {"demo"},
     {"cli", "widgets"},
     {"__main__"},

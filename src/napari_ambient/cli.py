@@ -1,4 +1,4 @@
-"""The command line: train, restore, sample, fit-noise, info, demo.
+"""The command line: train, restore, sample, audit, fit-noise, info, demo.
 
 Every command is a few lines around the same public functions that notebooks and widgets call; the help texts are the
 docstrings. Exit codes: 0 all is well, 1 some file failed, 2 the command cannot be carried out, 130 interrupted.
@@ -19,11 +19,12 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from . import __version__
-from .choices import ObjectiveName, OutputType
+from .choices import ObjectiveName, OutputType, PosteriorName
 from .train_config import TrainConfig, TrainingError
 
 if TYPE_CHECKING:
     from .noise import NoiseModel
+    from .operators import Operator
     from .volumes import Volume
 
 app = App(
@@ -42,6 +43,7 @@ def train(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     objective: ObjectiveName = "ambient",
     target: list[str] | None = None,
+    start: Annotated[Path | None, Parameter(name="--from")] = None,
     channel: str | None = None,
     axes: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
@@ -66,6 +68,8 @@ def train(
         What to minimise. The others than ambient serve comparison.
     target : list of str
         Clean stacks for the objective "supervised", in the order of the inputs.
+    start : Path
+        Begin with this prior (fine-tuning): a related stack then needs far fewer steps.
     channel : str
         Train on this channel only (name or number).
     axes : str
@@ -88,6 +92,7 @@ def train(
         auto, cpu, cuda or mps.
     """
     from .batch import find_files
+    from .prior import load_prior
     from .progress import follow
     from .training import iter_train
 
@@ -104,6 +109,7 @@ def train(
         noise,
         objective=objective,
         target=targets,
+        start=None if start is None else load_prior(start),
         config=config,
         device=device,
         folder=output,
@@ -140,6 +146,10 @@ def restore(
     steps: int = 18,
     seed: int = 0,
     outputs: list[str] | None = None,
+    psf: Path | None = None,
+    mask: Path | None = None,
+    finer: int = 1,
+    posterior: PosteriorName = "split_gibbs",
     dtype: OutputType = "float32",
     format: Literal["same", "tiff", "ome-zarr"] = "same",
     suffix: str = "_restored",
@@ -175,6 +185,14 @@ def restore(
         Seed of the draws.
     outputs : list of str
         Channels of the result: mean, std, quantiles such as q05 and q95, draws. Default: mean std.
+    psf : Path
+        Deconvolve: the image of a point (a bead, or computed), on the voxels of the inputs; with --method samples.
+    mask : Path
+        Fill in: an image of 0 where nothing was measured, 1 elsewhere; with --method samples. NaN are holes too.
+    finer : int
+        Super-resolution: so many times finer pixels along Y and X; with --method samples.
+    posterior : str
+        Method behind --psf, --mask and --finer. diffpir, dps and red_diff are for comparison.
     dtype : str
         Type of the result: float32, or that of the input (rounded; clipped voxels are counted).
     format : str
@@ -201,6 +219,7 @@ def restore(
     from .uncertainty import work_folder
 
     loaded = load_prior(prior)
+    operator = _operator(psf, mask, finer)
     jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
     clipping = Clipping()
 
@@ -212,7 +231,9 @@ def restore(
             volume,
             loaded,
             noise=models,
+            operator=operator,
             method=method,
+            posterior=posterior,
             draws=draws,
             steps=steps,
             seed=seed,
@@ -306,6 +327,61 @@ def sample(
     sizes = {axis: size for axis, size in loaded.record.voxel_size.items() if size is not None and axis in axes}
     volume = Volume.from_array(images, axes, voxel_size=sizes or None, name=output.name, history=(record,))
     print(f"wrote {save_volume(output, volume, overwrite=overwrite)}")
+    return 0
+
+
+@app.command
+def audit(
+    prior: Path,
+    training: list[str],
+    /,
+    *,
+    held_out: list[str] | None = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    count: int = 16,
+    channel: int = 0,
+    axes: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Check whether a prior memorised its training stacks instead of learning from them.
+
+    Parameters
+    ----------
+    prior : Path
+        The prior, trained with a stage below the noise (--below auto).
+    training : list of str
+        The stacks that it was trained on.
+    held_out : list of str
+        Stacks of the same kind that it was not trained on, of other fields of view.
+    output : Path
+        Save the closest pairs as a picture (PNG).
+    count : int
+        New images to look at.
+    channel : int
+        Image channel.
+    axes : str
+        Name the axes when the files do not, such as TYX or ZYX.
+    seed : int
+        Seed of all random choices.
+    device : str
+        auto, cpu, cuda or mps.
+    """
+    from .batch import find_files
+    from .devices import choose_device
+    from .prior import load_prior
+    from .prior_audit import audit_prior
+
+    loaded = load_prior(prior, device=choose_device(device))
+    known = [_open(path, None, 0, axes, None) for path in find_files(training)]
+    unseen = [_open(path, None, 0, axes, None) for path in find_files(held_out)] if held_out else None
+    result = audit_prior(loaded, known, unseen, channel=channel, count=count, seed=seed)
+    print(f"{result.verdict}: {result.sentence}")
+    for note in result.notes:
+        print(f"note: {note}")
+    if output is not None:
+        result.figure(output)
+        print(f"wrote {output}")
     return 0
 
 
@@ -447,6 +523,32 @@ def _open(
 
     which = int(channel) if channel is not None and channel.isdecimal() else channel
     return open_volume(path, channel=which, level=level, axes=axes, voxel_size=voxel_size)
+
+
+def _operator(psf: Path | None, mask: Path | None, finer: int) -> Operator:
+    """Put together what the microscope did: first the blur, then the pixels, then the holes."""
+    import numpy as np
+
+    from .operators import Blur, Downsample, Identity, Mask
+    from .point_spread import prepare
+
+    def image(path: Path) -> Any:
+        from .volumes import AxesError, open_volume
+
+        try:
+            volume = open_volume(path)
+        except AxesError:
+            volume = open_volume(path, axes="ZYX")
+        return np.squeeze(np.asarray(volume.data))
+
+    operator: Operator = Identity()
+    if psf is not None:
+        operator = Blur(prepare(image(psf)))
+    if finer != 1:
+        operator = Downsample(finer) @ operator
+    if mask is not None:
+        operator = Mask(image(mask) > 0) @ operator
+    return operator
 
 
 def _given_noise(

@@ -72,6 +72,8 @@ class Record:
         Version of this package.
     quanta : dict
         How the detector counts (`recorruption.Quanta`).
+    start : str
+        Hash of the prior that the training began with; empty if from scratch.
     """
 
     objective: str
@@ -85,6 +87,7 @@ class Record:
     sources: tuple[str, ...] = ()
     version: str = ""
     quanta: Mapping[str, float | None] = field(default_factory=dict)
+    start: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from . import __version__
-from .choices import ObjectiveName
+from .choices import Below, ObjectiveName
 from .denoiser import Denoiser, Scale
 from .devices import autocast, choose_device, memory_errors
 from .networks.unet import UNet, UNetArguments, choose_arguments
@@ -97,6 +97,7 @@ def train(
     *,
     objective: ObjectiveName = "ambient",
     target: Volume | Sequence[Volume] | None = None,
+    start: Prior | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
 ) -> Prior:
@@ -113,6 +114,8 @@ def train(
         What to minimise.
     target : Volume or sequence of Volume, optional
         Clean stacks, for ``objective="supervised"``.
+    start : Prior, optional
+        Begin with the weights and scales of this prior (fine-tuning): a related stack then needs far fewer steps.
     config : TrainConfig, optional
         How to train.
     device : torch.device or str, optional
@@ -127,7 +130,7 @@ def train(
     TrainingError, VolumeError, NoiseFitError
         If the data cannot be trained on; the message says why and what to do.
     """
-    steps = iter_train(volume, noise, objective=objective, target=target, config=config, device=device)
+    steps = iter_train(volume, noise, objective=objective, target=target, start=start, config=config, device=device)
     (last,) = collections.deque(steps, maxlen=1)
     return last.prior()
 
@@ -138,6 +141,7 @@ def iter_train(
     *,
     objective: ObjectiveName = "ambient",
     target: Volume | Sequence[Volume] | None = None,
+    start: Prior | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -161,7 +165,7 @@ def iter_train(
     volumes = [volume] if isinstance(volume, Volume) else list(volume)
     targets = [target] if isinstance(target, Volume) else (None if target is None else list(target))
     with memory_errors():
-        training = _Training(volumes, noise, objective, targets, config, device)
+        training = _Training(volumes, noise, objective, targets, start, config, device)
         first = 0
         if resume:
             if folder is None:
@@ -180,6 +184,7 @@ class _Training:
         noise: NoiseModel | Sequence[NoiseModel] | None,
         objective: ObjectiveName,
         targets: list[Volume] | None,
+        start: Prior | None,
         config: TrainConfig,
         device: torch.device | str | None,
     ) -> None:
@@ -195,6 +200,9 @@ class _Training:
         arguments = choose_arguments(
             config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
         )
+        if start is not None:
+            _check_start(start, arguments, self.channels)
+            arguments = start.denoiser.arguments
         patch = _choose_patch(volumes, arguments, config, depth)
         kind = OBJECTIVES[objective]
         self.stream = PatchStream(
@@ -212,9 +220,13 @@ class _Training:
         self.form = choose_form(flat, config.form)
         self.scales, self.quanta = self._look_at_the_data()
         self.objective: Objective = kind(choose_recorruption(flat, self.form, quanta=self.quanta))
-        self.below = self._choose_below(objective)
+        self.below_name, self.below = self._choose_below(objective)
         torch.manual_seed(config.seed)
         self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
+        if start is not None:
+            self.scales = [Scale(*row) for row in start.denoiser.scales.tolist()]  # type: ignore[operator]
+            self.denoiser.load_state_dict(start.denoiser.state_dict())
+        self.started_from = "" if start is None else start.sha256
         if dims == 2:
             self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
@@ -320,10 +332,11 @@ class _Training:
             objective=self.kind,
             form="thinning" if isinstance(self.objective.recorruption, Thinning) else "gaussian",
             quanta=asdict(self.quanta),
+            start=self.started_from,
             axes=first.axes,
             voxel_size=dict(first.voxel_size),
             channel_names=tuple(first.channel_names),
-            config=asdict(self.config),
+            config=asdict(replace(self.config, below=self.below_name)),
             step=index,
             history=tuple(self.history),
             sources=tuple(v.name for v in self.volumes),
@@ -392,23 +405,24 @@ class _Training:
         facts = {
             **asdict(replace(self.config, checkpoint_every=1)),
             "objective": self.kind,
+            "start": self.started_from,
             "volumes": [[v.axes, list(v.shape)] for v in self.volumes],
             "gain": [[float(np.median(n.gain)) for n in row] for row in self.noises],
         }
         result: dict[str, Any] = json.loads(json.dumps(facts))
         return result
 
-    def _choose_below(self, objective: str) -> Objective | None:
+    def _choose_below(self, objective: str) -> tuple[Below, Objective | None]:
         below = self.config.below
         if below == "none":
-            return None
+            return below, None
         if objective != "ambient":
             raise TrainingError(f"below is {below!r}, which follows the ambient objective, not {objective}; use none")
         form = self.objective.recorruption
         if below == "auto":
             below = "virtual_exposures" if isinstance(form, Thinning) else "em"
         try:
-            return BELOW[below](form)
+            return below, BELOW[below](form)
         except ValueError as error:
             raise TrainingError(str(error)) from error
 
@@ -469,6 +483,22 @@ def _join_processes() -> tuple[int, int]:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _check_start(start: Prior, wanted: UNetArguments, channels: int) -> None:
+    """Refuse to train a prior on with images of another kind."""
+    given = start.denoiser.arguments
+    if (given.dims, given.channels) != (wanted.dims, wanted.channels):
+        raise TrainingError(
+            f"the prior to start from sees {given.dims}D images of {given.channels} planes, these volumes ask for "
+            f"{wanted.dims}D of {wanted.channels}; choose dims and slices as it was trained, or train from scratch"
+        )
+    scales = len(start.denoiser.scales)  # type: ignore[arg-type]
+    if scales != channels:
+        raise TrainingError(
+            f"the prior to start from has {scales} channels, the volumes {channels}; choose one channel of each "
+            "(--channel)"
+        )
 
 
 def _channels(volumes: Sequence[Volume]) -> int:

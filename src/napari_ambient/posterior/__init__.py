@@ -14,10 +14,11 @@ know a denoiser D(x, sigma) and nothing of networks, tiles or files; restoring t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from napari_ambient.choices import PosteriorName
 from napari_ambient.samplers import Denoise, Noise
 
 from .diffpir import diffpir
@@ -60,7 +61,7 @@ __all__ = [
     "split_gibbs",
 ]
 
-MethodName = Literal["split_gibbs", "mmps", "diffpir", "dps", "red_diff"]
+MethodName = PosteriorName
 
 
 Method = Callable[..., Iterator[tuple[int, Tensor]]]
