@@ -123,7 +123,7 @@ def fit(
 
 
 def drawn_spread(model: Scalar) -> float:
-    """Standard deviation within a mode of posterior draws from fresh measurements."""
+    """Give the standard deviation within a mode of posterior draws from fresh measurements."""
     from napari_ambient.samplers import dpm_sde, ladder, seeded_noise
 
     g = torch.Generator().manual_seed(99)
@@ -139,7 +139,7 @@ def drawn_spread(model: Scalar) -> float:
 
 
 def at_boundary(model: Scalar) -> float:
-    """Root mean square error of D at the measurement's level against the exact D."""
+    """Give the root mean square error of D at the measurement's level against the exact D."""
     x = two_modes(20_000, torch.Generator().manual_seed(5))
     with torch.no_grad():
         answer = model(x, torch.full((len(x),), 1.02 * SIGMA_Y))
