@@ -187,6 +187,11 @@ def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytes
     assert run("restore", prior, stack, "-o", out, *draws, *through) == 0
     history = open_volume(out / "waves_sharp.ome.tif").history[-1]
     assert [part["operator"] for part in history["operator"]["applied"]] == ["blur", "mask"]
+    optics = ["--na", 1.3, "--wavelength", 520, "--voxel-size", 0.2, 0.1, 0.1, "--suffix", "_optics"]
+    assert run("restore", prior, stack, "-o", out, *draws, *optics) == 0
+    assert run("restore", prior, stack, "-o", out, *draws, "--na", 1.3, "--suffix", "_x") == 1
+    assert "--voxel-size" in capsys.readouterr().err
+    assert run("restore", prior, stack, "-o", out, *draws, "--na", 1.3, "--psf", tmp_path / "psf.tif") == 2
     capsys.readouterr()
     assert run("sample", prior, "-o", tmp_path / "new.ome.tif", "--shape", 32, 40, "--count", 2, "--steps", 3) == 0
     assert "inferred by virtual_exposures" in capsys.readouterr().out

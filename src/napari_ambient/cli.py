@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -19,13 +20,41 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from . import __version__
-from .choices import ObjectiveName, OutputType, PosteriorName
+from .choices import Microscope, ObjectiveName, OutputType, PosteriorName
 from .train_config import TrainConfig, TrainingError
 
 if TYPE_CHECKING:
     from .noise import NoiseModel
     from .operators import Operator
     from .volumes import Volume
+
+@dataclass(frozen=True)
+class Optics:
+    """The microscope, from which the PSF is computed where there is no image of a bead.
+
+    Parameters
+    ----------
+    na : float
+        Numerical aperture; giving it turns the deconvolution on.
+    wavelength : float
+        Emission wavelength, nm.
+    microscope : str
+        Kind of microscope.
+    refractive_index : float
+        Of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
+    excitation : float
+        Excitation wavelength, nm; for confocal.
+    sheet_thickness : float
+        Full width at half maximum of the light sheet, micrometres.
+    """
+
+    na: float | None = None
+    wavelength: float = 520.0
+    microscope: Microscope = "widefield"
+    refractive_index: float = 1.515
+    excitation: float | None = None
+    sheet_thickness: float | None = None
+
 
 app = App(
     name="napari-ambient",
@@ -159,6 +188,7 @@ def restore(
     level: int = 0,
     overwrite: bool = False,
     device: str = "auto",
+    optics: Annotated[Optics | None, Parameter(name="*")] = None,
 ) -> int:
     """Restore files, folders or globs of stacks with a prior.
 
@@ -219,7 +249,9 @@ def restore(
     from .uncertainty import work_folder
 
     loaded = load_prior(prior)
-    operator = _operator(psf, mask, finer)
+    optics = optics or Optics()
+    if psf is not None and optics.na is not None:
+        raise ValueError("--psf and --na both give a PSF; choose one")
     jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
     clipping = Clipping()
 
@@ -231,7 +263,7 @@ def restore(
             volume,
             loaded,
             noise=models,
-            operator=operator,
+            operator=_operator(volume, psf, optics, mask, finer),
             method=method,
             posterior=posterior,
             draws=draws,
@@ -522,28 +554,55 @@ def _open(
     from .volumes import open_volume
 
     which = int(channel) if channel is not None and channel.isdecimal() else channel
-    return open_volume(path, channel=which, level=level, axes=axes, voxel_size=voxel_size)
+    volume = open_volume(path, channel=which, level=level, axes=axes)
+    if voxel_size is None:
+        return volume
+    # Z Y X are always given; a plane has no use for the first
+    steps = [step for axis, step in zip("ZYX", voxel_size, strict=True) if axis in volume.axes]
+    return open_volume(path, channel=which, level=level, axes=axes, voxel_size=steps)
 
 
-def _operator(psf: Path | None, mask: Path | None, finer: int) -> Operator:
+def _operator(volume: Volume, psf: Path | None, optics: Optics, mask: Path | None, finer: int) -> Operator:
     """Put together what the microscope did: first the blur, then the pixels, then the holes."""
     import numpy as np
 
     from .operators import Blur, Downsample, Identity, Mask
-    from .point_spread import prepare
+    from .point_spread import microscope_psf, prepare
 
     def image(path: Path) -> Any:
         from .volumes import AxesError, open_volume
 
         try:
-            volume = open_volume(path)
+            opened = open_volume(path)
         except AxesError:
-            volume = open_volume(path, axes="ZYX")
-        return np.squeeze(np.asarray(volume.data))
+            opened = open_volume(path, axes="ZYX")
+        return np.squeeze(np.asarray(opened.data))
 
+    solid = volume.sizes.get("Z", 1) > 1
     operator: Operator = Identity()
     if psf is not None:
         operator = Blur(prepare(image(psf)))
+    elif optics.na is not None:
+        steps = {axis: volume.voxel_size.get(axis) for axis in ("ZYX" if solid else "YX")}
+        unknown = [axis for axis, step in steps.items() if step is None]
+        if unknown:
+            raise ValueError(
+                f"{volume.name}: the voxel size along {', '.join(unknown)} is unknown, and the PSF depends on it; give "
+                "--voxel-size Z Y X in micrometres"
+            )
+        pixels = [step / (finer if axis in "YX" else 1) for axis, step in steps.items() if step is not None]
+        operator = Blur(
+            microscope_psf(
+                optics.microscope,
+                na=optics.na,
+                wavelength_nm=optics.wavelength,
+                refractive_index=optics.refractive_index,
+                voxel_size_um=pixels,
+                dims=3 if solid else 2,
+                excitation_nm=optics.excitation,
+                sheet_thickness_um=optics.sheet_thickness,
+            )
+        )
     if finer != 1:
         operator = Downsample(finer) @ operator
     if mask is not None:

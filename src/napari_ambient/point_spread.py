@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import interpolate, ndimage, special
 
-__all__ = ["Microscope", "PointSpreadError", "microscope_psf", "prepare"]
+from .choices import Microscope
 
-Microscope = Literal["widefield", "confocal", "light-sheet"]
+__all__ = ["PointSpreadError", "microscope_psf", "prepare"]
+
 MICROSCOPES: tuple[Microscope, ...] = ("widefield", "confocal", "light-sheet")
 FloatArray = NDArray[np.float32]
 Real = NDArray[np.float64]

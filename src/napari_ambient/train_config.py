@@ -57,6 +57,8 @@ class TrainConfig:
         error bars and new images. `auto`: virtual exposures for the thinning form, em for the Gaussian one.
     below_steps : int
         Optimiser steps of that stage.
+    low_rank : int
+        Fine-tuning only: 0 trains all weights, r > 0 only changes of rank r of the convolutions' kernels.
     """
 
     steps: int = 3000
@@ -78,6 +80,7 @@ class TrainConfig:
     seed: int = 0
     below: Below = "none"
     below_steps: int = 1000
+    low_rank: int = 0
 
     @property
     def total(self) -> int:
@@ -92,6 +95,8 @@ class TrainConfig:
             raise TrainingError(f"slices is {self.slices}; it must be odd (the slice in the middle is restored)")
         if not 0 <= self.held_out <= 0.5:
             raise TrainingError(f"held_out is {self.held_out}; it must be between 0 and 0.5")
+        if self.low_rank < 0:
+            raise TrainingError(f"low_rank is {self.low_rank}; it must be 0 (train all weights) or a rank, at least 1")
         if not self.learning_rate > 0:
             raise TrainingError(f"learning_rate is {self.learning_rate}; it must be positive")
         if self.below not in get_args(Below):

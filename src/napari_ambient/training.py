@@ -32,6 +32,7 @@ from . import __version__
 from .choices import Below, ObjectiveName
 from .denoiser import Denoiser, Scale
 from .devices import autocast, choose_device, memory_errors
+from .networks.low_rank import add_low_rank, merged_state
 from .networks.unet import UNet, UNetArguments, choose_arguments
 from .noise import NoiseModel
 from .noise_fit import fit_noise
@@ -226,12 +227,15 @@ class _Training:
         if start is not None:
             self.scales = [Scale(*row) for row in start.denoiser.scales.tolist()]  # type: ignore[operator]
             self.denoiser.load_state_dict(start.denoiser.state_dict())
+        if config.low_rank:
+            self._change_by_low_rank(start)
         self.started_from = "" if start is None else start.sha256
         if dims == 2:
             self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
         self.average.requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, 0.99))
         self.history: list[dict[str, Any]] = []
         self.kind = objective
 
@@ -325,7 +329,7 @@ class _Training:
     def prior(self, index: int) -> Prior:
         """Copy the moving average into a prior."""
         denoiser = Denoiser(UNet(self.denoiser.arguments), self.scales)
-        denoiser.load_state_dict({k: v.detach().cpu() for k, v in self.average.module.state_dict().items()})
+        denoiser.load_state_dict({k: v.detach().cpu() for k, v in merged_state(self.average.module).items()})
         denoiser.eval().requires_grad_(False)
         first = self.volumes[0]
         record = Record(
@@ -411,6 +415,18 @@ class _Training:
         }
         result: dict[str, Any] = json.loads(json.dumps(facts))
         return result
+
+    def _change_by_low_rank(self, start: Prior | None) -> None:
+        rank = self.config.low_rank
+        if start is None:
+            raise TrainingError(
+                f"low_rank is {rank}, but there is no prior to start from, and nothing learned is worth keeping: give "
+                "one (start=prior, --from PRIOR), or train all weights (low_rank=0)"
+            )
+        try:
+            add_low_rank(self.denoiser, rank, torch.Generator().manual_seed(self.config.seed))
+        except ValueError as error:
+            raise TrainingError(f"low_rank is {rank}: {error} (low_rank=0)") from error
 
     def _choose_below(self, objective: str) -> tuple[Below, Objective | None]:
         below = self.config.below
