@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from napari_ambient import TrainConfig, iter_train, load_prior, train
 from napari_ambient.noise import NoiseModel
-from napari_ambient.training import CHECKPOINT, TrainingError, schedule
+from napari_ambient.training import CHECKPOINT, TrainingError, TrainingWarning, schedule
 from napari_ambient.volumes import Volume, VolumeError
 
 NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
@@ -70,6 +70,7 @@ def test_resumed_below_equals_uninterrupted(tmp_path: Path, below: str) -> None:
     assert not steps[1].prior().knows_below
     assert whole.knows_below
     assert below in whole.levels
+    assert 0 < whole.record.history[-1]["moved"] < 0.2
     assert set(steps[-1].losses) - set(steps[0].losses)
     for step in iter_train(noisy(), NOISE, config=config, folder=tmp_path / "a.prior"):
         if step.index == 7:
@@ -77,6 +78,16 @@ def test_resumed_below_equals_uninterrupted(tmp_path: Path, below: str) -> None:
     again = list(iter_train(noisy(), NOISE, config=config, folder=tmp_path / "a.prior", resume=True))
     assert again[0].index == 7
     assert same(again[-1].prior(), whole)
+
+
+def test_moved_answers_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the stage below makes D at the measurement's level worse, the user is told."""
+    monkeypatch.setattr("napari_ambient.training.MOVED", -1.0)
+    values = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr("napari_ambient.training._Training.validate", lambda self: next(values))
+    config = TrainConfig(**{**TINY.__dict__, "steps": 4, "below": "auto", "below_steps": 4})
+    with pytest.warns(TrainingWarning, match="held-out loss rose"):
+        train(noisy(), NOISE, config=config)
 
 
 def test_a_stage_that_does_not_fit_is_refused() -> None:

@@ -159,6 +159,9 @@ def train(
         prior.save(output, overwrite=True)
         (output / "checkpoint.safetensors").unlink(missing_ok=True)
         print(f"wrote {output} ({prior.record.form} form, {last.total} steps, {last.seconds:.0f} s)")
+        if prior.record.history and "moved" in prior.record.history[-1]:
+            moved = prior.record.history[-1]["moved"]
+            print(f"one-call answers moved by {moved:.2g} of the noise in the stage below it; {prior.levels}")
     return 130 if interrupted else 0
 
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from .networks.unet import UNet, UNetArguments, choose_arguments
 from .noise import NoiseModel
 from .noise_fit import fit_noise
 from .objectives import BELOW, OBJECTIVES, Batch, Objective
+from .objectives.anchor import Anchor
+from .objectives.base import mean_where
 from .prior import Prior, PriorError, Record, place, representative, write_whole
 from .recorruption import (
     Gaussian,
@@ -56,6 +59,11 @@ from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
 
 CHECKPOINT = "checkpoint.safetensors"
+MOVED = 0.2  # standard deviations of the noise that one-call answers may move in the stage below it without a word
+
+
+class TrainingWarning(UserWarning):
+    """Something about the training that the user may want to know."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +280,8 @@ class _Training:
             if self.stream.has_validation and (index % every == 0 or index in (config.steps, config.total)):
                 validation = self.validate()
                 self.history.append({"step": index, "validation": validation, **losses})
+                if self.below is not None and index == config.total:
+                    self._compare_with_before()
             if folder is not None and (index % config.checkpoint_every == 0 and index < config.total):
                 self.save_checkpoint(folder, index)
             yield Step(index, config.total, losses, validation, time.perf_counter() - begin, self)
@@ -325,6 +335,27 @@ class _Training:
         batch = self.batch(self.stream.validation_crops(16), 1.0)
         with autocast(self.device, self.config.precision):
             return float(self.objective.validation(self.average.module, batch, self.generator(0)))
+
+    @torch.no_grad()
+    def _compare_with_before(self) -> None:
+        """Record, and say, what the stage below the noise did to the one-call answer at the measurement's own level."""
+        anchor: Anchor = self.below.anchor  # type: ignore[union-attr]
+        batch = self.batch(self.stream.validation_crops(16), 1.0)
+        seen = self.objective.recorruption.measure(batch.counts, batch.valid)
+        assert anchor.copy is not None
+        now, then = (self.objective.answer(d, seen, batch) for d in (self.average.module, anchor.copy))
+        moved = float(mean_where((now - then).square(), batch.valid).sqrt()) / self.objective.recorruption.sigma_y
+        self.history[-1]["moved"] = moved
+        before = [entry["validation"] for entry in self.history if entry["step"] == self.config.steps]
+        after = self.history[-1]["validation"]
+        if before and after > before[0] and moved > MOVED:
+            warnings.warn(
+                f"the stage below the noise moved the one-call answers by {moved:.2f} of the noise, and the held-out "
+                f"loss rose from {before[0]:.5g} to {after:.5g}; train longer (--steps), or keep a prior without it for "
+                "means",
+                TrainingWarning,
+                stacklevel=2,
+            )
 
     def prior(self, index: int) -> Prior:
         """Copy the moving average into a prior."""
