@@ -351,8 +351,8 @@ class _Training:
         if before and after > before[0] and moved > MOVED:
             warnings.warn(
                 f"the stage below the noise moved the one-call answers by {moved:.2f} of the noise, and the held-out "
-                f"loss rose from {before[0]:.5g} to {after:.5g}; train longer (--steps), or keep a prior without it for "
-                "means",
+                f"loss rose from {before[0]:.5g} to {after:.5g}; train longer (--steps), or keep a prior without it "
+                "for means",
                 TrainingWarning,
                 stacklevel=2,
             )
