@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from napari_ambient import TrainConfig, iter_train, load_prior, train
+from napari_ambient import Prior, TrainConfig, iter_train, load_prior, train
 from napari_ambient.noise import NoiseModel
 from napari_ambient.training import CHECKPOINT, TrainingError, TrainingWarning, schedule
 from napari_ambient.volumes import Volume, VolumeError
@@ -309,3 +310,84 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     first, second = (load_file(tmp_path / f"rank{r}.safetensors") for r in (0, 1))
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert load_prior(tmp_path / "a.prior").record.step == 6
+
+
+LOW_RANK = TrainConfig(**{**TINY.__dict__, "low_rank": 2, "seed": 3})
+
+
+@pytest.fixture(scope="module")
+def learned() -> Prior:
+    """Train a prior to start from, its network opened by a few steps on other images."""
+    return train(noisy(seed=5), NOISE, config=TINY)
+
+
+def test_low_rank_begins_with_the_prior(learned: Prior) -> None:
+    """Steps too short to matter give the very weights back, and a bundle like any other."""
+    still = train(noisy(), NOISE, start=learned, config=replace(LOW_RANK, learning_rate=1e-30))
+    assert list(weights(still)) == list(weights(learned))
+    assert same(still, learned)
+    # negative control: other factors are what would differ
+    assert not same(train(noisy(), NOISE, start=learned, config=LOW_RANK), learned)
+
+
+def test_low_rank_changes_the_kernels_by_low_rank_only(learned: Prior, tmp_path: Path) -> None:
+    """In the bundle: rank 2 in every convolution, everything else as it was, and no trace but in the record."""
+    train(noisy(), NOISE, start=learned, config=LOW_RANK).save(tmp_path / "a.prior")
+    tuned = load_prior(tmp_path / "a.prior")
+    assert tuned.record.config["low_rank"] == 2
+    assert tuned.record.start == learned.sha256
+    kernels = 0
+    for key, value in weights(tuned).items():
+        old = weights(learned)[key]
+        if value.ndim < 4:
+            assert torch.equal(value, old), key
+            continue
+        kernels += 1
+        values = torch.linalg.svdvals((value - old).double().flatten(1))
+        size = float(torch.linalg.matrix_norm(value.double().flatten(1), 2))
+        # a kernel is kept in float32: the sum of W and its change is rounded by 6e-8 of each element
+        assert float(values[1]) > 1e-4 * size > 1e-6 * size > float(values[2]), key
+    assert kernels == 16
+    whole = train(noisy(), NOISE, start=learned, config=replace(LOW_RANK, low_rank=0))
+    name = "network.middle.0.first.weight"
+    values = torch.linalg.svdvals((weights(whole)[name] - weights(learned)[name]).flatten(1))
+    assert float(values[2]) > 1e-2 * float(values[0])  # negative control
+
+
+def test_low_rank_prior_answers_as_the_average_does(learned: Prior) -> None:
+    """The merged prior and the moving average that carries the factors are one denoiser."""
+    *_, last = iter_train(noisy(), NOISE, start=learned, config=LOW_RANK)
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([1.0, 2.0])
+    average = last._training.average.module
+    assert sum("parametrizations" in key for key in average.state_dict())
+    with torch.no_grad():
+        merged = last.prior().denoiser(x, sigma)
+        torch.testing.assert_close(merged, average(x, sigma), rtol=0, atol=1e-6)
+        assert (merged - learned.denoiser(x, sigma)).abs().max() > 1e-3  # there was something to merge
+
+
+@pytest.mark.parametrize("below", ["none", "virtual_exposures"])
+def test_low_rank_resumed_equals_uninterrupted(learned: Prior, tmp_path: Path, below: str) -> None:
+    """Factors, their average, and the copy that the stage below holds on to are all in the checkpoint."""
+    config = LOW_RANK if below == "none" else replace(LOW_RANK, steps=2, below="virtual_exposures", below_steps=6)
+    whole = list(iter_train(noisy(), NOISE, start=learned, config=config))[-1].prior()
+    for step in iter_train(noisy(), NOISE, start=learned, config=config, folder=tmp_path / "a.prior"):
+        if step.index == 7:
+            break
+    again = list(iter_train(noisy(), NOISE, start=learned, config=config, folder=tmp_path / "a.prior", resume=True))
+    assert again[0].index == 7
+    assert same(again[-1].prior(), whole)
+    other = replace(config, low_rank=3)
+    with pytest.raises(TrainingError, match="other low_rank"):
+        next(iter_train(noisy(), NOISE, start=learned, config=other, folder=tmp_path / "a.prior", resume=True))
+
+
+def test_low_rank_needs_something_learned(learned: Prior) -> None:
+    """Without a prior, or with a rank that restricts nothing, the error says what to do."""
+    with pytest.raises(TrainingError, match=r"low_rank is 2, but there is no prior to start from.*--from PRIOR"):
+        train(noisy(), NOISE, config=LOW_RANK)
+    with pytest.raises(TrainingError, match=r"choose 1 to 95 .*train all weights"):
+        train(noisy(), NOISE, start=learned, config=replace(LOW_RANK, low_rank=96))
+    with pytest.raises(TrainingError, match="low_rank is -1; it must be 0"):
+        TrainConfig(low_rank=-1)

@@ -58,7 +58,8 @@ class TrainConfig:
     below_steps : int
         Optimiser steps of that stage.
     low_rank : int
-        Fine-tuning only: 0 trains all weights, r > 0 only changes of rank r of the convolutions' kernels.
+        Fine-tuning only: 0 trains all weights, r > 0 only changes of rank r of the convolutions' kernels (8 is a good
+        start).
     """
 
     steps: int = 3000

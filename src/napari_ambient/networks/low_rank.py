@@ -9,6 +9,8 @@ where W, a kernel (out, in, ...), is read as a matrix of `out` rows and in·kern
 r rows. At the start nothing has changed; at the end W + (alpha/r) B A is a kernel like any other, so that a network
 that was fine-tuned this way is stored and run as if it had never heard of it.
 
+Of the 598 108 numbers of the small 2D network, r = 4 trains 34 144 (6 %) and r = 8 trains 66 544 (11 %).
+
 `training.py` calls `add_low_rank` when `TrainConfig.low_rank` is above 0, and `merged_state` whenever it makes a prior.
 """
 
@@ -18,8 +20,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-ALPHA = 16.0
-"""Scale of the change."""
+ALPHA = 64.0
+"""Scale of the change, chosen so that the learning rate for all weights suits the changes too.
+
+Adam moves each element of B by about the learning rate, and B's step reaches the kernel through A, whose elements are
+of size 1/√columns (1/21 to 1/29 for the 3×3 kernels of the small 2D network): alpha/r has to make up for that.
+Measured with the learning rate 2e-3 and 90 steps of batch 4 on six simulated fields, from a prior of 500 steps on
+`sample_data/filaments_2d.tif` (PSNR in dB of the one-call mean; one seed: 0.2 dB means little):
+
+    fields                      as begun   all weights   r = 4, alpha 4   16      64      256     r = 8, 64   r = 16, 64
+    filaments, coarser pixels   35.19      38.24         37.40            37.76   37.89           38.00       38.02
+    dim mitochondria            42.53      45.38         45.21            45.31   45.38   44.98   45.43       45.59
+
+The mitochondria are not akin to what the prior knew: from scratch the same steps reach 46.48 there. With one field of
+filaments of 128 × 128 pixels and 100 steps, scored on the other five: all weights 37.73 (and what they knew before
+falls from 42.04 to 35.74), r = 4 37.31 (to 36.62). In these single runs low rank forgot less and came close to all
+weights, but did not surpass them on the filaments; nor does it keep a single small field from being overfitted: after
+400 steps 36.81, all weights 36.65.
+"""
 
 
 class LowRank(nn.Module):
