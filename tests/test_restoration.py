@@ -16,7 +16,7 @@ from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import Prior, Record
-from napari_ambient.restoration import Clipping, RestorationError, Restorer, TileWarning, plan_tile
+from napari_ambient.restoration import Clipping, RestorationError, RestorationWarning, Restorer, TileWarning, plan_tile
 from napari_ambient.volumes import Volume, save_volume
 
 NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
@@ -220,9 +220,11 @@ def test_what_does_not_fit_is_refused() -> None:
     broken[3, 3] = np.nan
     with pytest.raises(RestorationError, match="NaN or infinite values in T=0, C=0"):
         restore(Volume.from_array(broken, "YX"), prior).data.compute()
-    mapped = replace(NOISE, hot_pixels=np.zeros((8, 8), bool))
-    with pytest.raises(RestorationError, match=r"hot_pixels map is for frames of \(8, 8\) pixels"):
+    mapped = replace(NOISE, gain=np.full((8, 8), 2.0), intercept=np.full((8, 8), -200.0))
+    with pytest.raises(RestorationError, match=r"gain map is for frames of \(8, 8\) pixels"):
         restore(image, prior, noise=mapped)
+    with pytest.warns(RestorationWarning, match="64 hot pixels are known for frames"):
+        restore(image, prior, noise=replace(NOISE, hot_pixels=np.ones((8, 8), bool)))
     with pytest.raises(RestorationError, match="2 noise models for 1 channels"):
         restore(image, prior, noise=[NOISE, NOISE])
     with pytest.raises(RestorationError, match="the prior is 3D"):

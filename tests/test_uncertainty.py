@@ -26,7 +26,7 @@ NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
 FLAT = UNetArguments(widths=(8, 8, 8))
 SLICES = UNetArguments(widths=(8, 8), strides=((2, 2), (2, 2)), channels=3)
 SOLID = UNetArguments(dims=3, widths=(6, 6), strides=((1, 2, 2), (2, 2, 2)))
-CONFIG = {"steps": 3, "below": "virtual_exposures"}
+CONFIG = {"steps": 3, "below": "virtual_exposures", "below_steps": 3}
 
 
 def make_prior(arguments: UNetArguments = FLAT, *, form: str = "thinning") -> Prior:
@@ -142,7 +142,7 @@ def test_outputs_are_channels_in_counts() -> None:
 
 
 def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished draws are not drawn again; a work folder of another task is refused."""
+    """Finished draws are not drawn again; draws of another seed, prior or image are never taken up."""
     from napari_ambient import sampling
 
     prior = make_prior()
@@ -168,8 +168,12 @@ def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     again = restore(volume, prior, work=work, **options).data.compute(scheduler="synchronous")
     assert calls == 109
     np.testing.assert_array_equal(again, expected)
-    with pytest.raises(RestorationError, match="another task"):
-        restore(volume, prior, work=work, **{**options, "seed": 3})
+    other = Volume.from_array(counts((3, 40, 36), seed=5), "TYX", name="a")
+    for given, more in ((other, {}), (volume, {"seed": 3}), (volume, {"steps": 4})):
+        calls = 100
+        mine = restore(given, prior, work=work, **{**options, **more}).data.compute(scheduler="synchronous")
+        assert calls > 110
+        np.testing.assert_array_equal(mine, restore(given, prior, **{**options, **more}).data.compute())
 
 
 def test_through_an_operator() -> None:
@@ -194,8 +198,17 @@ def test_through_an_operator() -> None:
     assert finer.data.compute().shape == (2, 80, 72)
     with pytest.raises(RestorationError, match="one network call cannot undo"):
         restore(volume, prior, operator=blur)
+    holes = restore(volume, prior, **options).data.compute()  # NaN alone are holes too
+    assert np.isfinite(holes).all()
     with pytest.raises(RestorationError, match="NaN or infinite"):
-        restore(volume, prior, **options).data.compute()
+        restore(volume, prior).data.compute()
+    with pytest.raises(RestorationError, match="no error bar"):
+        restore(volume, prior, operator=blur, posterior="dps", **options)
+    for method in ("mmps", "dps", "diffpir", "red_diff"):
+        mean = {**options, "outputs": ["mean"]}
+        assert np.isfinite(restore(volume, prior, operator=blur, posterior=method, **mean).data.compute()).all()
+    with pytest.raises(RestorationError, match="reaches over planes"):
+        restore(volume, prior, operator=Blur(np.full((3, 3, 3), 1 / 27)), **options)
 
 
 def test_new_images() -> None:
@@ -213,6 +226,23 @@ def test_new_images() -> None:
         prior.sample((8,))
     with pytest.raises(PriorError, match="one plane"):
         make_prior(SOLID).sample((32, 32))
+
+
+def test_one_channel_of_a_prior() -> None:
+    """It restores as that channel of the whole does; by number or name."""
+    one = make_prior()
+    denoiser = Denoiser(UNet(FLAT), [Scale(3.5, 1.2), Scale(2.5, 1.0)])
+    state = {**one.denoiser.state_dict(), "scales": denoiser.state_dict()["scales"]}
+    denoiser.load_state_dict(state)
+    denoiser.requires_grad_(False)
+    record = replace(one.record, channel_names=("dna", "actin"))
+    both = Prior(denoiser, (NOISE, NOISE), record)
+    volume = Volume.from_array(counts((2, 40, 36)), "CYX", channel_names=["dna", "actin"])
+    whole = restore(volume, both).data.compute()
+    alone = restore(volume.channel(1), both.channel("actin")).data.compute()
+    np.testing.assert_allclose(alone, whole[1], rtol=1e-5)
+    with pytest.raises(PriorError, match="choose 0 to 1"):
+        both.channel("gfp")
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

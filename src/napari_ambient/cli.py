@@ -133,12 +133,19 @@ def train(
     for volume in volumes:
         print(f"{volume.name}: {volume.describe()}")
     noise = _given_noise(volumes, gain, zero, dark)
+    begin = None if start is None else load_prior(start)
+    if begin is not None and begin.knows_below and config.below == "none":
+        print(
+            "note: the prior to start from can give error bars and new images, what comes of it will not; "
+            "--below auto keeps that",
+            file=sys.stderr,
+        )
     steps = iter_train(
         volumes,
         noise,
         objective=objective,
         target=targets,
-        start=None if start is None else load_prior(start),
+        start=begin,
         config=config,
         device=device,
         folder=output,
@@ -179,6 +186,7 @@ def restore(
     seed: int = 0,
     outputs: list[str] | None = None,
     psf: Path | None = None,
+    psf_is: Literal["bead", "computed"] = "bead",
     mask: Path | None = None,
     finer: int = 1,
     posterior: PosteriorName = "split_gibbs",
@@ -213,17 +221,20 @@ def restore(
     draws : int
         Draws per image, for --method samples.
     steps : int
-        Network calls per draw.
+        Network calls per draw; with --psf, --na, --mask or --finer stages of six calls each (12 are usual).
     seed : int
         Seed of the draws.
     outputs : list of str
         Channels of the result: mean, std, quantiles such as q05 and q95, draws. Default: mean std.
     psf : Path
-        Deconvolve: the image of a point (a bead, or computed), on the voxels of the inputs; with --method samples.
+        Deconvolve: the image of a point, on the voxels of the inputs; with --method samples.
+    psf_is : str
+        A bead's image, whose background is taken away, or a computed PSF, which has none.
     mask : Path
         Fill in: an image of 0 where nothing was measured, 1 elsewhere; with --method samples. NaN are holes too.
     finer : int
-        Super-resolution: so many times finer pixels along Y and X; with --method samples.
+        Super-resolution: so many times finer pixels along Y and X, of the same brightness, for priors of structures
+        that fine; with --method samples.
     posterior : str
         Method behind --psf, --mask and --finer. diffpir, dps and red_diff are for comparison.
     dtype : str
@@ -255,6 +266,12 @@ def restore(
     optics = optics or Optics()
     if psf is not None and optics.na is not None:
         raise ValueError("--psf and --na both give a PSF; choose one")
+    if optics.na is None and optics != Optics():
+        raise ValueError("the optics make a PSF only together with --na, the numerical aperture")
+    if method == "mean" and outputs is not None:
+        raise ValueError("--outputs says what to give of draws; add --method samples")
+    if channel is not None and len(loaded.noise) > 1:
+        loaded = loaded.channel(int(channel) if channel.isdecimal() else channel)
     jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
     clipping = Clipping()
 
@@ -266,7 +283,7 @@ def restore(
             volume,
             loaded,
             noise=models,
-            operator=_operator(volume, psf, optics, mask, finer),
+            operator=_operator(volume, psf, psf_is, optics, mask, finer),
             method=method,
             posterior=posterior,
             draws=draws,
@@ -565,26 +582,40 @@ def _open(
     return open_volume(path, channel=which, level=level, axes=axes, voxel_size=steps)
 
 
-def _operator(volume: Volume, psf: Path | None, optics: Optics, mask: Path | None, finer: int) -> Operator:
-    """Put together what the microscope did: first the blur, then the pixels, then the holes."""
+def _operator(
+    volume: Volume, psf: Path | None, psf_is: str, optics: Optics, mask: Path | None, finer: int
+) -> Operator:
+    """Put together what the microscope did to light on the finer pixels.
+
+    A PSF from the optics comes before the camera's pixels, a bead's image, which they made, after them.
+    """
     import numpy as np
 
     from .operators import Blur, Downsample, Identity, Mask
     from .point_spread import microscope_psf, prepare
 
-    def image(path: Path) -> Any:
+    def image(path: Path) -> tuple[Any, Volume]:
         from .volumes import AxesError, open_volume
 
         try:
             opened = open_volume(path)
         except AxesError:
             opened = open_volume(path, axes="ZYX")
-        return np.squeeze(np.asarray(opened.data))
+        return np.squeeze(np.asarray(opened.data)), opened
 
     solid = volume.sizes.get("Z", 1) > 1
-    operator: Operator = Identity()
+    operator: Operator
+    pixels_made: Operator = Identity() if finer == 1 else Downsample(finer, reduce="mean")
     if psf is not None:
-        operator = Blur(prepare(image(psf)))
+        values, bead = image(psf)
+        for axis, step in bead.voxel_size.items():
+            wanted = volume.voxel_size.get(axis)
+            if step and wanted and abs(step / wanted - 1) > 0.05 and (solid or axis != "Z"):
+                raise ValueError(
+                    f"{psf} has voxels of {step:.4g} µm along {axis}, {volume.name} of {wanted:.4g} µm; give a PSF on "
+                    "the voxels of the images, or correct theirs with --voxel-size"
+                )
+        operator = Blur(prepare(values, background="border" if psf_is == "bead" else None)) @ pixels_made
     elif optics.na is not None:
         steps = {axis: volume.voxel_size.get(axis) for axis in ("ZYX" if solid else "YX")}
         unknown = [axis for axis, step in steps.items() if step is None]
@@ -606,10 +637,11 @@ def _operator(volume: Volume, psf: Path | None, optics: Optics, mask: Path | Non
                 sheet_thickness_um=optics.sheet_thickness,
             )
         )
-    if finer != 1:
-        operator = Downsample(finer) @ operator
+        operator = pixels_made @ operator
+    else:
+        operator = pixels_made
     if mask is not None:
-        operator = Mask(image(mask) > 0) @ operator
+        operator = Mask(image(mask)[0] > 0) @ operator
     return operator
 
 

@@ -143,8 +143,26 @@ class Prior:
     @property
     def knows_below(self) -> bool:
         """Whether a stage taught it what lies below the measurement's own noise, which draws need."""
-        below = self.record.config.get("below", "none")
-        return below != "none" and self.record.step > int(self.record.config["steps"])
+        config = self.record.config
+        if config.get("below", "none") == "none":
+            return False
+        # half of the stage, at least: a training that was stopped before has not learned it
+        return self.record.step >= int(config["steps"]) + int(config["below_steps"]) / 2
+
+    def channel(self, which: int | str) -> Prior:
+        """Give the prior of one of its image channels, by number or name."""
+        names = list(self.record.channel_names)
+        count = len(self.noise)
+        index = names.index(which) if isinstance(which, str) and which in names else which
+        if not isinstance(index, int) or not 0 <= index < count:
+            raise PriorError(f"channel {which!r} is not known; choose 0 to {count - 1}, or of the names {names}")
+        scale = Scale(*self.denoiser.scales[index].tolist())  # type: ignore[index]
+        denoiser = Denoiser(UNet(self.denoiser.arguments), [scale])
+        state = {k: v for k, v in self.denoiser.state_dict().items() if k != "scales"}
+        denoiser.load_state_dict({**state, "scales": denoiser.state_dict()["scales"]})
+        denoiser.to(self.device).eval().requires_grad_(False)
+        record = replace(self.record, channel_names=tuple(names[index : index + 1]))
+        return place(Prior(denoiser, (self.noise[index],), record), None)
 
     def sample(
         self,
@@ -154,7 +172,7 @@ class Prior:
         steps: int = 32,
         seed: int = 0,
         channel: int = 0,
-        tile: Sequence[int] = (64, 512, 512),
+        tile: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
         """Draw new images of such structures: the probability flow of the prior from pure noise.
 
@@ -170,7 +188,7 @@ class Prior:
             Seed; the same seed gives the same images, whatever the tiles.
         channel : int
             Image channel.
-        tile : sequence of int
+        tile : sequence of int, optional
             Largest tile (Z, Y, X), voxels.
 
         Returns
@@ -191,11 +209,20 @@ class Prior:
         full = tuple(int(n) for n in shape)
         if len(full) not in (2, 3) or min(full) < 1 or count < 1:
             raise PriorError(f"shape is {full} and count {count}; give (Y, X) or (Z, Y, X), and one image or more")
+        if not 0 <= channel < len(self.noise) or steps < 2 or seed < 0:
+            raise PriorError(
+                f"channel is {channel}, steps {steps}, seed {seed}; channels are 0 to {len(self.noise) - 1}, steps 2 or "
+                "more, seeds 0 or more"
+            )
         planes = (1, *full) if len(full) == 2 else full
         network = self.denoiser.network
         if network.arguments.dims == 3 and planes[0] == 1:
             raise PriorError(f"the prior is 3D, shape {full} has one plane; give (Z, Y, X)")
-        tiled = TiledDenoiser(self.denoiser, network_domain(network, planes), tile, self.device)
+        usual = (32, 160, 160) if network.arguments.dims == 3 else (64, 512, 512)
+        limit = usual if tile is None else tuple(tile)
+        if len(limit) != 3 or min(limit) < 1:
+            raise PriorError(f"tile is {limit}; give three positive numbers (Z, Y, X)")
+        tiled = TiledDenoiser(self.denoiser, network_domain(network, planes), limit, self.device)
         scales: Tensor = self.denoiser.scales  # type: ignore[assignment]
         centre, spread = (float(v) for v in scales[channel])
         noise = self.noise[min(channel, len(self.noise) - 1)]

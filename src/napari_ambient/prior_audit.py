@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .audit import Audit, audit
-from .prior import Prior
+from .prior import Prior, PriorError
 from .recorruption import at
 from .restoration import restore
 from .volumes import Volume
@@ -67,6 +67,11 @@ def audit_prior(
     PriorError
         If the prior knows nothing below the noise of its data.
     """
+    if len(prior.noise) > 1:
+        prior = prior.channel(channel)
+    if held_out is not None and _sources(held_out) & _sources(training):
+        both = ", ".join(sorted(_sources(held_out) & _sources(training)))
+        raise PriorError(f"{both} is given as trained on and as held out; hold out another field of view")
     known = _images(prior, training, channel, most_images)
     notes: tuple[str, ...] = ()
     if held_out is None:
@@ -81,13 +86,28 @@ def audit_prior(
     sizes = [min(n, SIZE) for n in np.min([image.shape for image in known], axis=0)]
     if known[0].ndim == 3:
         sizes[0] = min(known[0].shape[0], 16)
-    drawn = prior.sample(sizes, count=count, steps=steps, seed=seed, channel=channel)
+    drawn = prior.sample(sizes, count=count, steps=steps, seed=seed)
     form = prior.recorruption
-    noise = prior.noise[min(channel, len(prior.noise) - 1)]
+    noise = prior.noise[0]
     photons = (drawn - float(np.median(noise.zero))) / float(np.median(noise.gain))
     samples = form.scaled(torch.from_numpy(photons.astype(np.float32))).numpy()
-    result = audit(samples, known, unseen, _restorer(prior, channel), sigma=form.sigma_y, seed=seed)
+    result = audit(samples, known, unseen, _restorer(prior), sigma=form.sigma_y, seed=seed, device=prior.device)
+    unknown = _names(training) - set(prior.record.sources)
+    if unknown:
+        notes = (*notes, f"the prior does not name {', '.join(sorted(unknown))} among what it was trained on")
     return replace(result, notes=(*result.notes, *notes))
+
+
+def _list(volumes: Volume | Sequence[Volume]) -> list[Volume]:
+    return [volumes] if isinstance(volumes, Volume) else list(volumes)
+
+
+def _names(volumes: Volume | Sequence[Volume]) -> set[str]:
+    return {v.name for v in _list(volumes)}
+
+
+def _sources(volumes: Volume | Sequence[Volume]) -> set[str]:
+    return {v.source for v in _list(volumes) if v.source is not None}
 
 
 def _images(
@@ -98,8 +118,8 @@ def _images(
     images: list[NDArray[np.float32]] = []
     for volume in [volumes] if isinstance(volumes, Volume) else volumes:
         one = volume.channel(channel) if "C" in volume.axes else volume
-        clean = restore(one, prior, noise=prior.noise[min(channel, len(prior.noise) - 1)])
-        noise = prior.noise[min(channel, len(prior.noise) - 1)]
+        noise = prior.noise[0]
+        clean = restore(one, prior, device=prior.device)
         zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
         lead = clean.data.shape[:-2] if flat else clean.data.shape[:-3]
         for index in np.ndindex(*lead):
@@ -111,7 +131,7 @@ def _images(
     return images
 
 
-def _restorer(prior: Prior, channel: int) -> Callable[[Tensor, float], Tensor]:
+def _restorer(prior: Prior) -> Callable[[Tensor, float], Tensor]:
     """Give a clean estimate of crops at a Gaussian level, padded to the network's stride."""
     network = prior.denoiser.network
     stride = network.stride
@@ -125,7 +145,7 @@ def _restorer(prior: Prior, channel: int) -> Callable[[Tensor, float], Tensor]:
             if network.arguments.dims == 2 and slices > 1:
                 seen = seen.expand(-1, slices, *seen.shape[2:])
             level = torch.full((len(seen),), sigma, device=seen.device)
-            answer: Tensor = prior.denoiser(seen, level, corruption="gaussian", channel=channel)
+            answer: Tensor = prior.denoiser(seen, level, corruption="gaussian")
             if network.arguments.dims == 2 and slices > 1:
                 answer = answer[:, slices // 2 : slices // 2 + 1]
             for axis, n in enumerate(sizes, 2):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,10 @@ from .prior import Prior, place
 from .restorer import Clipping, RestorationError, Restorer, TileWarning, plan_tile
 from .uncertainty import DrawRestorer, Output
 from .volumes import Volume
+
+
+class RestorationWarning(UserWarning):
+    """Something about a restoration that the user may want to know."""
 
 
 def restore(
@@ -117,8 +123,12 @@ def restore(
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
     channels = sizes.get("C", 1)
     models = _noise(prior, noise, channels)
-    for model in models:
-        _check_maps(model, (sizes["Y"], sizes["X"]))
+    models = tuple(_fit_to_frame(model, (sizes["Y"], sizes["X"])) for model in models)
+    if operator.halo[0] and sizes.get("Z", 1) == 1:
+        raise RestorationError(
+            f"the operator reaches over planes ({operator.describe()}), and the volume has one; give a PSF of one "
+            "plane, such as the focal plane, or name the axes (axes='ZYX')"
+        )
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
     if scales not in (1, channels):
         raise RestorationError(
@@ -227,6 +237,8 @@ def _check_below(prior: Prior, draws: int, outputs: Sequence[str]) -> None:
         )
     if draws < 1 or (draws < 2 and "std" in outputs):
         raise RestorationError(f"draws is {draws}; give 2 or more (1 is enough without std)")
+    if isinstance(outputs, str) or len(set(outputs)) < len(outputs):
+        raise RestorationError(f"outputs is {outputs!r}; give a list of different names, such as ['mean', 'std']")
     if not outputs:
         raise RestorationError("outputs is empty; choose of mean, std, draws and quantiles such as q05, q95")
 
@@ -268,15 +280,24 @@ def _noise(
     return models
 
 
-def _check_maps(noise: NoiseModel, plane: tuple[int, int]) -> None:
-    """Per-pixel maps belong to one camera frame; they cannot be moved to another."""
-    for name in ("gain", "intercept", "hot_pixels"):
-        shape = np.shape(getattr(noise, name)) if getattr(noise, name) is not None else ()
+def _fit_to_frame(noise: NoiseModel, plane: tuple[int, int]) -> NoiseModel:
+    """Refuse per-pixel maps of another frame; hot pixels of another frame are left out, and it is said."""
+    for name in ("gain", "intercept"):
+        shape = np.shape(getattr(noise, name))
         if shape and shape != plane:
             raise RestorationError(
                 f"the noise model's {name} map is for frames of {shape} pixels, the volume has {plane}; fit the noise "
                 "of this volume (noise=fit_noise(volume), or --noise fit)"
             )
+    if noise.hot_pixels is not None and noise.hot_pixels.shape != plane:
+        warnings.warn(
+            f"{int(noise.hot_pixels.sum())} hot pixels are known for frames of {noise.hot_pixels.shape} pixels, the "
+            f"volume has {plane}: they are not masked; fit the noise of this volume to find its own (--noise fit)",
+            RestorationWarning,
+            stacklevel=3,
+        )
+        return replace(noise, hot_pixels=None)
+    return noise
 
 
 def _chunks(size: int, limit: int, stride: int) -> tuple[int, ...]:
@@ -288,4 +309,4 @@ def _chunks(size: int, limit: int, stride: int) -> tuple[int, ...]:
     return tuple(min(step, size - a) for a in range(0, size, step))
 
 
-__all__ = ["Clipping", "RestorationError", "Restorer", "TileWarning", "plan_tile", "restore"]
+__all__ = ["Clipping", "RestorationError", "RestorationWarning", "Restorer", "TileWarning", "plan_tile", "restore"]

@@ -20,11 +20,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import __version__
 from .devices import free_memory
 from .operators import Identity, Mask, Operator
-from .posterior import MethodName, PoissonGaussian, Problem, SquareLink, sample_posterior
+from .posterior import (
+    DRAWS,
+    Gaussian,
+    Likelihood,
+    MethodName,
+    PoissonGaussian,
+    Problem,
+    SquareLink,
+    sample_posterior,
+)
 from .prior import write_whole
-from .recorruption import at, to_photons, trusted
+from .recorruption import at, blur, fill, to_photons, trusted
 from .restorer import RestorationError, Restorer
 from .samplers import Noise
 from .sampling import TiledDenoiser, keyed_noise, network_domain, posterior_draw
@@ -105,13 +115,25 @@ class DrawRestorer:
         self.outputs, self.tile, self.work = tuple(outputs), tile, work
         self.labels = [label for output in outputs for label in output.labels(draws)]
         if work is not None:
-            self._claim(work)
+            work.mkdir(parents=True, exist_ok=True)
+        if steps < 2 or seed < 0:
+            raise RestorationError(f"steps is {steps} and seed {seed}; give 2 steps or more, and a seed of 0 or more")
+        if self.spread_is_no_error_bar and any(o.name not in ("mean", "draws") for o in self.outputs):
+            raise RestorationError(
+                f"the spread of {posterior} is no error bar; ask for outputs=['mean'], or use "
+                f"{' or '.join(sorted(DRAWS))}"
+            )
 
     @property
     def planes(self) -> bool:
         """Whether every plane is an image of its own (2D priors)."""
         flat = self.operator.halo[0] == 0 and self.operator.stride[0] == 1
         return flat and self.restorer.prior.denoiser.arguments.dims == 2 and self.restorer.slices == 1
+
+    @property
+    def spread_is_no_error_bar(self) -> bool:
+        """Whether the posterior method gives no draws from the posterior."""
+        return not isinstance(self.operator, Identity) and self.posterior not in DRAWS
 
     def clean_shape(self, measured: Sequence[int]) -> tuple[int, ...]:
         """Give the voxels (Z, Y, X) of the clean image behind a measured one."""
@@ -167,23 +189,28 @@ class DrawRestorer:
         return np.stack([np.asarray(r, dtype=np.float32) for r in results])
 
     def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
-        counts: torch.Tensor | None = None
-        valid: torch.Tensor | None = None
+        counts, valid, holes = self._read(time, channel, planes)
+        digest = "" if self.work is None else self._digest(counts, valid)
         for number in range(self.draws):
-            path = None if self.work is None else self.work / f"t{time}_c{channel}_z{planes.start}_{number}.npy"
+            key = (self.seed, time, channel, number)
+            name = "_".join(map(str, (*key, planes.start, digest)))
+            path = None if self.work is None else self.work / f"{name}.npy"
             if path is not None and path.exists():
                 yield np.load(path)
                 continue
-            if counts is None:
-                counts, valid = self._read(time, channel, planes)
-            draw = self._draw(counts, valid, (self.seed, time, channel, number), planes.start, channel)
+            draw = self._draw(counts, valid, key, planes.start, channel, holes)
             if path is not None:
                 write_whole(path, _npy(draw))
             yield draw
 
-    @torch.inference_mode()
     def _draw(
-        self, counts: torch.Tensor, valid: torch.Tensor | None, key: tuple[int, ...], first: int, channel: int
+        self,
+        counts: torch.Tensor,
+        valid: torch.Tensor | None,
+        key: tuple[int, ...],
+        first: int,
+        channel: int,
+        holes: bool,
     ) -> Array:
         restorer = self.restorer
         shape = self.clean_shape(counts.shape[-3:])
@@ -197,10 +224,13 @@ class DrawRestorer:
 
         result: torch.Tensor | None = None
         noise = keyed_noise(key, first)
-        if not isinstance(self.operator, Identity):
-            return self._draw_through(counts, valid, denoise, noise)
-        for reached in posterior_draw(restorer.form, denoise, counts, valid, steps=self.steps, noise=noise):
-            result = reached
+        if holes or not isinstance(self.operator, Identity):
+            # some methods differentiate the network
+            with torch.inference_mode(self.posterior in ("split_gibbs", "diffpir")):
+                return self._draw_through(counts, valid, denoise, noise)
+        with torch.inference_mode():
+            for reached in posterior_draw(restorer.form, denoise, counts, valid, steps=self.steps, noise=noise):
+                result = reached
         assert result is not None
         clean: Array = result[0, 0].numpy()
         return clean
@@ -214,7 +244,11 @@ class DrawRestorer:
             operator = Mask(valid[0, 0].numpy()) @ operator
             counts = torch.where(valid, counts, torch.zeros_like(counts))
         # k has its variance as its mean, read noise included, which is what D learned from
-        problem = Problem(counts, operator, PoissonGaussian(), SquareLink(0.0))
+        likelihood: Likelihood = PoissonGaussian()
+        if self.posterior == "diffpir":  # which knows Gaussian noise alone: the counts' own variance, from a pilot
+            seen = fill(counts.reshape(1, -1, *counts.shape[-2:]), None if valid is None else valid[0])
+            likelihood = Gaussian(blur(seen, 2.0).clamp_min(0.1).reshape(counts.shape))
+        problem = Problem(counts, operator, likelihood, SquareLink(0.0))
 
         def at_level(z: torch.Tensor, sigma: float) -> torch.Tensor:
             return denoise(z, torch.tensor([sigma]), corruption="gaussian").to(torch.float32)
@@ -223,18 +257,19 @@ class DrawRestorer:
         for _, reached in sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise):
             z = reached
         assert z is not None
-        light: Array = form.photons(z)[0, 0].numpy()
+        light: Array = form.photons(z.detach())[0, 0].numpy()
         return light
 
-    def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
         restorer = self.restorer
         box = (planes, *(slice(0, n) for n in restorer.domain.shape[1:]))
-        values = restorer.read(time, channel, box, holes=not isinstance(self.operator, Identity))
+        values = restorer.read(time, channel, box, holes=True)
         noise = restorer.noise[channel]
         good = trusted(values, noise, box[1], box[2])
         photons = np.nan_to_num(to_photons(values, noise, box[1], box[2]), posinf=0, neginf=0)
         valid = None if good.all() else torch.from_numpy(good)[None, None]
-        return torch.from_numpy(photons)[None, None], valid
+        holes = not bool(np.isfinite(values).all())
+        return torch.from_numpy(photons)[None, None], valid, holes
 
     def _check_memory(self, shape: tuple[int, ...], keep: bool) -> None:
         voxels = int(np.prod(shape))
@@ -247,30 +282,20 @@ class DrawRestorer:
                 "which draws plane by plane"
             )
 
-    def _claim(self, work: Path) -> None:
-        """Make the work folder, or take up one of the same task."""
-        restorer = self.restorer
+    def _digest(self, counts: torch.Tensor, valid: torch.Tensor | None) -> str:
+        """Identify a draw by all that it depends on, so that no draw of another image or task is ever taken up."""
         task = {
-            "prior": restorer.prior.sha256,
-            "source": restorer.volume.name,
-            "shape": list(restorer.volume.shape),
-            "noise": [[float(np.median(n.gain)), float(np.median(n.zero))] for n in restorer.noise],
+            "prior": self.restorer.prior.sha256,
             "steps": self.steps,
-            "seed": self.seed,
             "operator": self.operator.to_dict(),
             "posterior": self.posterior,
+            "version": __version__,
         }
-        text = json.dumps(task, sort_keys=True)
-        work.mkdir(parents=True, exist_ok=True)
-        note = work / "task.json"
-        if note.exists() and note.read_text(encoding="utf-8") != text:
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            raise RestorationError(
-                f"{work} holds the draws of another task; remove it, or choose another work folder (such as "
-                f"{work}-{digest})"
-            )
-        if not note.exists():
-            write_whole(note, text.encode())
+        digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode())
+        digest.update(counts.numpy().tobytes())
+        if valid is not None:
+            digest.update(valid.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def _npy(array: Array) -> bytes:
