@@ -211,8 +211,8 @@ class Prior:
             raise PriorError(f"shape is {full} and count {count}; give (Y, X) or (Z, Y, X), and one image or more")
         if not 0 <= channel < len(self.noise) or steps < 2 or seed < 0:
             raise PriorError(
-                f"channel is {channel}, steps {steps}, seed {seed}; channels are 0 to {len(self.noise) - 1}, steps 2 or "
-                "more, seeds 0 or more"
+                f"channel is {channel}, steps {steps}, seed {seed}; channels are 0 to {len(self.noise) - 1}, steps 2 "
+                "or more, seeds 0 or more"
             )
         planes = (1, *full) if len(full) == 2 else full
         network = self.denoiser.network
