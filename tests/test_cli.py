@@ -181,6 +181,8 @@ def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytes
     assert result.channel_names == ("mean", "std", "q95")
     assert result.shape == (4, 3, 48, 48)
     assert [p.name for p in out.iterdir()] == ["waves_restored.ome.tif"]
+    assert run("restore", prior, stack, "-o", out, "--recalibrate") == 2
+    assert "--method samples" in capsys.readouterr().err
     tifffile.imwrite(tmp_path / "psf.tif", np.pad(np.full((3, 3), 100, np.uint16), 4))
     tifffile.imwrite(tmp_path / "mask.tif", np.eye(48, dtype=np.uint8) == 0)
     through = ["--psf", tmp_path / "psf.tif", "--mask", tmp_path / "mask.tif", "--suffix", "_sharp"]

@@ -46,7 +46,7 @@ FLOORS = (
     {"restorer"},
     {"uncertainty"},
     {"training", "restoration", "report", "audit"},
-    {"batch", "progress", "prior_audit"},
+    {"batch", "progress", "prior_audit", "recalibration"},
     {"demo"},
     {"cli", "widgets"},
     {"__main__"},

@@ -185,6 +185,7 @@ def restore(
     steps: int = 18,
     seed: int = 0,
     outputs: list[str] | None = None,
+    recalibrate: bool = False,
     psf: Path | None = None,
     psf_is: Literal["bead", "computed"] = "bead",
     mask: Path | None = None,
@@ -226,6 +227,8 @@ def restore(
         Seed of the draws.
     outputs : list of str
         Channels of the result: mean, std, quantiles such as q05 and q95, draws. Default: mean std.
+    recalibrate : bool
+        Check the error bars of each file by photons held out from it, and widen or narrow them accordingly.
     psf : Path
         Deconvolve: the image of a point, on the voxels of the inputs; with --method samples.
     psf_is : str
@@ -258,6 +261,7 @@ def restore(
     """
     from .batch import find_files, iter_batch, output_path
     from .prior import load_prior
+    from .recalibration import measure_spread
     from .restoration import Clipping
     from .restoration import restore as restore_volume
     from .uncertainty import work_folder
@@ -268,6 +272,8 @@ def restore(
         raise ValueError("--psf and --na both give a PSF; choose one")
     if optics.na is None and optics != Optics():
         raise ValueError("the optics make a PSF only together with --na, the numerical aperture")
+    if method == "mean" and recalibrate:
+        raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
     if method == "mean" and outputs is not None:
         raise ValueError("--outputs says what to give of draws; add --method samples")
     if channel is not None and len(loaded.noise) > 1:
@@ -279,9 +285,16 @@ def restore(
         nonlocal clipping
         clipping = Clipping()
         models = fit_channels(volume) if noise == "fit" else None
+        spread = 1.0
+        if recalibrate:
+            model = None if models is None else models[0]
+            found = measure_spread(volume, loaded, noise=model, seed=seed, device=device)
+            spread = found.factor
+            print(f"{volume.name}: error bars multiplied by {spread:.3f} ± {found.uncertainty:.3f} (held-out photons)")
         return restore_volume(
             volume,
             loaded,
+            spread=spread,
             noise=models,
             operator=_operator(volume, psf, psf_is, optics, mask, finer),
             method=method,

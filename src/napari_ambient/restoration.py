@@ -48,6 +48,7 @@ def restore(
     steps: int = 18,
     seed: int = 0,
     outputs: Sequence[str] = ("mean", "std"),
+    spread: float = 1.0,
     work: str | Path | None = None,
     dtype: Literal["float32", "input"] = "float32",
     tile: Sequence[int] | None = None,
@@ -83,6 +84,9 @@ def restore(
     outputs : sequence of str
         What to give of the draws, as channels of the result: "mean", "std" (the error bar), quantiles in per cent such
         as "q05" and "q95", and "draws" (each draw).
+    spread : float
+        Widens the draws about their mean: the factor that `recalibration.measure_spread` found for such data. Written
+        into the history.
     work : path-like, optional
         Folder that keeps finished draws, so that a run that was killed goes on where it stopped.
     dtype : {"float32", "input"}
@@ -123,7 +127,7 @@ def restore(
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
     channels = sizes.get("C", 1)
     models = _noise(prior, noise, channels)
-    models = tuple(_fit_to_frame(model, (sizes["Y"], sizes["X"])) for model in models)
+    models = tuple(fit_to_frame(model, (sizes["Y"], sizes["X"])) for model in models)
     if operator.halo[0] and sizes.get("Z", 1) == 1:
         raise RestorationError(
             f"the operator reaches over planes ({operator.describe()}), and the volume has one; give a PSF of one "
@@ -160,6 +164,7 @@ def restore(
             work=None if work is None else Path(work),
             operator=operator,
             posterior=posterior,
+            spread=spread,
         )
         data, axes, names = _draw_blocks(drawing, volume, channels)
     else:
@@ -175,7 +180,7 @@ def restore(
             {"gain": float(np.median(m.gain)), "zero": float(np.median(m.zero)), "fitted": m.method} for m in models
         ],
         "seed": prior.record.config.get("seed") if method == "mean" else seed,
-        **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs)}),
+        **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs), "spread": spread}),
         **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),
         "source": volume.name,
@@ -280,7 +285,7 @@ def _noise(
     return models
 
 
-def _fit_to_frame(noise: NoiseModel, plane: tuple[int, int]) -> NoiseModel:
+def fit_to_frame(noise: NoiseModel, plane: tuple[int, int]) -> NoiseModel:
     """Refuse per-pixel maps of another frame; hot pixels of another frame are left out, and it is said."""
     for name in ("gain", "intercept"):
         shape = np.shape(getattr(noise, name))

@@ -169,6 +169,7 @@ def posterior_draw(
     *,
     steps: int,
     noise: Noise,
+    shortest: float = 1.0,
 ) -> Iterator[Tensor | None]:
     """Draw one clean image from the posterior of a measurement.
 
@@ -186,6 +187,8 @@ def posterior_draw(
         Network calls, 2 or more.
     noise : Noise
         Source of what is random.
+    shortest : float
+        Exposure at which the photo-electrons were counted, in units of the training's measurements; photons only.
 
     Yields
     ------
@@ -203,7 +206,7 @@ def posterior_draw(
             return photon_rate(form, denoise, reached, exposure)
 
         reached = base
-        for _, counted in accumulate(rate, base, exposure_ladder(LONGEST, steps - 1), noise):
+        for _, counted in accumulate(rate, base, exposure_ladder(LONGEST, steps - 1, shortest=shortest), noise):
             reached = counted
             yield None
         yield rate(reached, LONGEST)

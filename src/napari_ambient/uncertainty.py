@@ -95,6 +95,8 @@ class DrawRestorer:
         What the microscope did to the light; draws are of what was before it.
     posterior : str
         Posterior method for an operator other than Identity.
+    spread : float
+        Widens the draws about their mean (`recalibration.py`).
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class DrawRestorer:
         work: Path | None,
         operator: Operator | None = None,
         posterior: MethodName = "split_gibbs",
+        spread: float = 1.0,
     ) -> None:
         self.operator, self.posterior = operator or Identity(), posterior
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
@@ -116,6 +119,9 @@ class DrawRestorer:
         self.labels = [label for output in outputs for label in output.labels(draws)]
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
+        if not 0 < spread < 100:
+            raise RestorationError(f"spread is {spread}; it is a factor of the standard deviation, above 0 (1: none)")
+        self.spread = spread
         if steps < 2 or seed < 0:
             raise RestorationError(f"steps is {steps} and seed {seed}; give 2 steps or more, and a seed of 0 or more")
         if self.spread_is_no_error_bar and any(o.name not in ("mean", "draws") for o in self.outputs):
@@ -180,12 +186,13 @@ class DrawRestorer:
             if output.name == "mean":
                 results.append(zero + gain * total)
             elif output.name == "std":
-                results.append(gain * np.sqrt(squares / max(self.draws - 1, 1)))
+                results.append(gain * self.spread * np.sqrt(squares / max(self.draws - 1, 1)))
             elif output.name == "draws":
-                results.extend(zero + gain * draw for draw in kept)
+                results.extend(zero + gain * (total + self.spread * (draw - total)) for draw in kept)
             else:
                 assert output.quantile is not None
-                results.append(zero + gain * np.quantile(np.stack(kept), output.quantile, axis=0))
+                quantile = np.quantile(np.stack(kept), output.quantile, axis=0)
+                results.append(zero + gain * (total + self.spread * (quantile - total)))
         return np.stack([np.asarray(r, dtype=np.float32) for r in results])
 
     def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
