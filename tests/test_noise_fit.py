@@ -121,8 +121,7 @@ def test_lone_points_of_light_are_not_hot(rng: np.random.Generator) -> None:
     points[rng.integers(8, 248, 60), rng.integers(8, 248, 60)] = 1
     light = through_microscope(points, gaussian_psf((0.1, 0.1)), peak=60, background=5)
     model = fit_noise(repeats(Camera.scmos(), light, 8), axes="TYX")
-    assert model.hot_pixels is not None
-    assert model.hot_pixels.sum() <= 2
+    assert model.hot_pixels is None or model.hot_pixels.sum() <= 2
 
 
 def test_saturated_parts_are_left_out() -> None:
