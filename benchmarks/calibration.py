@@ -4,8 +4,9 @@
 
 Trains on four noisy frames, draws from the posterior of the first, and compares with the mean of the other frames (50
 in FMD, 16 in EB3), whose own shot noise is added to the draws' variance. An interval of K draws is widened by (1 + 1/K)
-for the mean's own spread. "recalibrated": the draws widened by what held-out photons say. For comparison: plain DPS with the same prior, and an ensemble of networks trained by blind
-spots (`--ensemble 5`), whose differences many take for an error bar.
+for the mean's own spread. "recalibrated": the draws widened by what held-out photons say. For comparison: plain DPS
+with the same prior, and an ensemble of networks trained by blind spots (`--ensemble 5`), whose differences many take
+for an error bar.
 
 Coverage should be 50 and 90 %; "ratio" is the rms error over the rms standard deviation claimed, and "diagonal" the
 same in ten bins of the claimed standard deviation, least and largest. Front: the brightest 30 % of the reference.
