@@ -153,7 +153,7 @@ def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path)
         assert process.stderr is not None
         text = b""
         while not re.search(rb"[4-9]/400|\d\d/400", text):
-            piece = process.stderr.read(64)
+            piece = os.read(process.stderr.fileno(), 4096)  # what is there, without waiting for more
             assert piece, text  # it ended before it trained
             text += piece
         process.send_signal(signal.SIGINT)
@@ -183,6 +183,8 @@ def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytes
     assert [p.name for p in out.iterdir()] == ["waves_restored.ome.tif"]
     assert run("restore", prior, stack, "-o", out, "--recalibrate") == 2
     assert "--method samples" in capsys.readouterr().err
+    assert run("restore", prior, stack, "-o", out, *draws, "--recalibrate", "--finer", 2) == 2
+    assert "leave it or them out" in capsys.readouterr().err
     tifffile.imwrite(tmp_path / "psf.tif", np.pad(np.full((3, 3), 100, np.uint16), 4))
     tifffile.imwrite(tmp_path / "mask.tif", np.eye(48, dtype=np.uint8) == 0)
     through = ["--psf", tmp_path / "psf.tif", "--mask", tmp_path / "mask.tif", "--suffix", "_sharp"]

@@ -274,6 +274,8 @@ def restore(
         raise ValueError("the optics make a PSF only together with --na, the numerical aperture")
     if method == "mean" and recalibrate:
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
+    if recalibrate and (psf is not None or optics.na is not None or mask is not None or finer != 1):
+        raise ValueError("--recalibrate checks draws without --psf, --na, --mask and --finer; leave it or them out")
     if method == "mean" and outputs is not None:
         raise ValueError("--outputs says what to give of draws; add --method samples")
     if channel is not None and len(loaded.noise) > 1:
@@ -287,6 +289,8 @@ def restore(
         models = fit_channels(volume) if noise == "fit" else None
         spread = 1.0
         if recalibrate:
+            if volume.sizes.get("C", 1) > 1:
+                raise ValueError("--recalibrate looks at one channel; choose it with --channel")
             model = None if models is None else models[0]
             found = measure_spread(volume, loaded, noise=model, seed=seed, device=device)
             spread = found.factor

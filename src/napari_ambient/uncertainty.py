@@ -9,6 +9,7 @@ with the draws that it lacks. `restoration.restore(method="samples")` makes a la
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -117,29 +118,24 @@ class DrawRestorer:
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
         self.outputs, self.tile, self.work = tuple(outputs), tile, work
         self.labels = [label for output in outputs for label in output.labels(draws)]
-        if work is not None:
-            work.mkdir(parents=True, exist_ok=True)
         if not 0 < spread < 100:
             raise RestorationError(f"spread is {spread}; it is a factor of the standard deviation, above 0 (1: none)")
         self.spread = spread
         if steps < 2 or seed < 0:
             raise RestorationError(f"steps is {steps} and seed {seed}; give 2 steps or more, and a seed of 0 or more")
-        if self.spread_is_no_error_bar and any(o.name not in ("mean", "draws") for o in self.outputs):
+        if posterior not in DRAWS and any(o.name not in ("mean", "draws") for o in self.outputs):
             raise RestorationError(
                 f"the spread of {posterior} is no error bar; ask for outputs=['mean'], or use "
                 f"{' or '.join(sorted(DRAWS))}"
             )
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
 
     @property
     def planes(self) -> bool:
         """Whether every plane is an image of its own (2D priors)."""
         flat = self.operator.halo[0] == 0 and self.operator.stride[0] == 1
         return flat and self.restorer.prior.denoiser.arguments.dims == 2 and self.restorer.slices == 1
-
-    @property
-    def spread_is_no_error_bar(self) -> bool:
-        """Whether the posterior method gives no draws from the posterior."""
-        return not isinstance(self.operator, Identity) and self.posterior not in DRAWS
 
     def clean_shape(self, measured: Sequence[int]) -> tuple[int, ...]:
         """Give the voxels (Z, Y, X) of the clean image behind a measured one."""
@@ -293,6 +289,8 @@ class DrawRestorer:
         """Identify a draw by all that it depends on, so that no draw of another image or task is ever taken up."""
         task = {
             "prior": self.restorer.prior.sha256,
+            "form": self.restorer.prior.record.form,
+            "quanta": dict(self.restorer.prior.record.quanta),
             "steps": self.steps,
             "operator": self.operator.to_dict(),
             "posterior": self.posterior,
@@ -306,8 +304,6 @@ class DrawRestorer:
 
 
 def _npy(array: Array) -> bytes:
-    import io
-
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()

@@ -18,14 +18,12 @@ from torch import Tensor
 from napari_ambient.recorruption import Recorruption
 from napari_ambient.samplers import dpm_sde, ladder, seeded_noise
 
-from .ambient import Ambient
-from .anchor import Anchor
-from .base import Batch, Denoise, Objective
-from .buffer import Buffer
+from .base import Batch, Denoise
+from .draw_stage import DrawStage
 from .gaussian_levels import LOW, denoising
 
 
-class ExpectationMaximisation(Objective):
+class ExpectationMaximisation(DrawStage):
     """Training on posterior draws, beside the ambient loss.
 
     Parameters
@@ -43,7 +41,6 @@ class ExpectationMaximisation(Objective):
     """
 
     name = "em"
-    one_call = False
 
     def __init__(
         self,
@@ -54,44 +51,19 @@ class ExpectationMaximisation(Objective):
         refresh: int = 4,
         above: float = 1.02,
     ) -> None:
-        super().__init__(recorruption)
+        super().__init__(recorruption, capacity=capacity, refresh=refresh)
         if recorruption.corruption != "gaussian":
             raise ValueError("em needs the Gaussian form; for photon counting choose virtual_exposures")
-        self.ambient = Ambient(recorruption)
-        self.anchor = Anchor(recorruption)
-        self.calls, self.refresh, self.above = calls, refresh, above
-        self.buffer = Buffer(capacity)
-        self._steps = 0
+        self.calls, self.above = calls, above
 
-    def losses(
-        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """See `Objective.losses`."""
-        size = len(batch.counts)
-        self.anchor.hold(average)
-        if len(self.buffer) < self.buffer.capacity or self._steps % self.refresh == 0:
-            self.buffer.add(self.expect(average, batch, generator))
-        self._steps += 1
-        result = self.ambient.losses(denoiser, average, batch.part(slice(0, max(1, size // 2))), generator)
-        result["anchor"] = self.anchor.loss(denoiser, batch.part(slice(size // 2, None)), generator)
+    def learn(self, denoiser: Denoise, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Learn to denoise the draws, below the measurement's level only: above it they would blur what data taught."""
         clean = self.buffer.draw(size, generator)
-        # only below the measurement's level: above it D was learned from data, which draws can only blur
-        result["gaussian"] = denoising(
-            denoiser,
-            clean["image"],
-            clean["valid"],
-            clean["channel"],
-            generator,
-            high=self.above * self.recorruption.sigma_y,
-        )
-        return result
+        high = self.above * self.recorruption.sigma_y
+        loss = denoising(denoiser, clean["image"], clean["valid"], clean["channel"], generator, high=high)
+        return {"gaussian": loss}
 
-    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Held-out ambient loss: what this stage must not make worse."""
-        return self.ambient.validation(denoiser, batch, generator)
-
-    @torch.no_grad()
-    def expect(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a clean image of every crop from its posterior."""
         form = self.recorruption
         high = self.above * form.sigma_y
@@ -104,16 +76,6 @@ class ExpectationMaximisation(Objective):
         for _, reached in dpm_sde(denoise, x, ladder(high, LOW, self.calls), seeded_noise(generator)):
             x = reached
         return {"image": x, "valid": batch.valid, "channel": batch.channel}
-
-    def state(self) -> dict[str, Tensor]:
-        """See `Objective.state`."""
-        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """See `Objective.load`."""
-        self._steps = int(state["steps"])
-        self.anchor.load(state)
-        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
 
 
 def level_denoiser(denoise: Denoise, x_t: Tensor, sigma: float, channel: Tensor | int = 0) -> Tensor:

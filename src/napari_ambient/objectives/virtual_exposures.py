@@ -24,14 +24,12 @@ from napari_ambient.recorruption import Recorruption, Thinning, blur, fill, stab
 from napari_ambient.samplers import accumulate, exposure_ladder, seeded_noise
 from napari_ambient.splitting import binomial, split
 
-from .ambient import Ambient
-from .anchor import Anchor
-from .base import Batch, Denoise, Objective, mean_where
-from .buffer import Buffer
+from .base import Batch, Denoise, mean_where
+from .draw_stage import DrawStage
 from .gaussian_levels import denoising
 
 
-class VirtualExposures(Objective):
+class VirtualExposures(DrawStage):
     """Training on virtual exposures, beside the ambient loss.
 
     Parameters
@@ -51,7 +49,6 @@ class VirtualExposures(Objective):
     """
 
     name = "virtual_exposures"
-    one_call = False
 
     def __init__(
         self,
@@ -63,38 +60,20 @@ class VirtualExposures(Objective):
         refresh: int = 4,
         upper: float = 0.8,
     ) -> None:
-        super().__init__(recorruption)
+        super().__init__(recorruption, capacity=capacity, refresh=refresh)
         if not isinstance(recorruption, Thinning):
             raise ValueError("virtual exposures need the thinning form; for the Gaussian form choose em or consistency")
-        self.ambient = Ambient(recorruption)
-        self.anchor = Anchor(recorruption)
-        self.longest, self.calls, self.refresh, self.upper = longest, calls, refresh, upper
-        self.buffer = Buffer(capacity)
-        self._steps = 0
+        self.longest, self.calls, self.upper = longest, calls, upper
 
-    def losses(
-        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """See `Objective.losses`."""
-        size = len(batch.counts)
-        self.anchor.hold(average)
-        if len(self.buffer) < self.buffer.capacity or self._steps % self.refresh == 0:
-            self.buffer.add(self.expose(average, batch, generator))
-        self._steps += 1
-        result = self.ambient.losses(denoiser, average, batch.part(slice(0, max(1, size // 2))), generator)
-        result["anchor"] = self.anchor.loss(denoiser, batch.part(slice(size // 2, None)), generator)
+    def learn(self, denoiser: Denoise, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Learn from thinned virtual exposures, and to denoise the light at their end."""
         half = max(1, size // 2)
-        result["virtual"] = self._thinned(denoiser, self.buffer.draw(half, generator), generator)
+        thinned = self._thinned(denoiser, self.buffer.draw(half, generator), generator)
         clean = self.buffer.draw(half, generator)
-        result["gaussian"] = denoising(denoiser, clean["light"], clean["valid"], clean["channel"], generator)
-        return result
+        gaussian = denoising(denoiser, clean["light"], clean["valid"], clean["channel"], generator)
+        return {"virtual": thinned, "gaussian": gaussian}
 
-    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Held-out ambient loss: what this stage must not make worse."""
-        return self.ambient.validation(denoiser, batch, generator)
-
-    @torch.no_grad()
-    def expose(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw a virtual exposure of every crop."""
         form = self.recorruption
         base = fill(batch.counts, batch.valid)
@@ -137,16 +116,6 @@ class VirtualExposures(Objective):
         rate = form.photons(prediction)
         loss = (1 - share) * rate - left * rate.log()
         return mean_where(loss, rows["valid"])
-
-    def state(self) -> dict[str, Tensor]:
-        """See `Objective.state`."""
-        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """See `Objective.load`."""
-        self._steps = int(state["steps"])
-        self.anchor.load(state)
-        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
 
 
 def photon_rate(
