@@ -1,10 +1,12 @@
 """Quality on real files: ambient training beside Noise2Void, Noise2Noise, CAREamics and BM3D.
 
-    python benchmarks/quality.py DATA [--careamics PYTHON] [--script careamics_n2v.py] [--steps 3000] [--out FOLDER]
+    python benchmarks/quality.py DATA [--careamics PYTHON] [--steps 3000] [--threads 1 --clock cpu] [--out FOLDER]
 
 DATA is a folder with `fmd/`, `ncs_eb3/` and `w2s/` (not part of this repository: see `benchmarks/README.md`). Our
 methods share one network, one noise fit and one number of steps. CAREamics (its default network) and BM3D run in the
-environment of the given interpreter, CAREamics once for as long as our ambient training took and once for 100 epochs.
+environment of the given interpreter, CAREamics for 100 epochs, and scored at the end and where it had trained for as
+long as our ambient training took. On a machine that is busy with other work, `--threads 1 --clock cpu` counts the
+seconds of one core instead of those on the wall.
 Every case is appended to `quality.csv` as soon as it is done, so that a run can be interrupted and goes on where it
 stopped; `quality.md` is the same as a table.
 
@@ -15,17 +17,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
+import json
 import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tifffile
+import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
@@ -35,6 +38,18 @@ from napari_ambient.choices import ObjectiveName
 FMD = ("FISH", "MICE", "BPAE_B", "BPAE_G", "BPAE_R")
 COLUMNS = ("data", "method", "psnr", "ssim", "mse", "psnr_no_hot", "seconds", "peak_MB", "steps", "note")
 Image = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What counts as a second: on the wall, or of this process on a core."""
+
+    kind: Literal["wall", "cpu"] = "wall"
+    threads: int = 0
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.perf_counter() if self.kind == "wall" else time.process_time()
 
 
 @dataclass
@@ -95,9 +110,9 @@ def load_cases(data: Path, wanted: list[str]) -> list[Case]:
     return cases
 
 
-def ours(case: Case, objective: ObjectiveName, config: TrainConfig) -> dict[str, float | str]:
+def ours(case: Case, objective: ObjectiveName, config: TrainConfig, clock: Clock) -> dict[str, float | str]:
     """Train one of our objectives and restore the test images, each with its own noise fit where they differ."""
-    begin = time.perf_counter()
+    begin = clock.now()
     noises = [fit_noise(volume) for volume in case.train]
     case.hot = noises[0].hot_pixels if len(noises) == 1 else None
     last = None
@@ -106,18 +121,18 @@ def ours(case: Case, objective: ObjectiveName, config: TrainConfig) -> dict[str,
             print(f"  {case.name} {objective} {last.index}/{last.total} {last.seconds:.0f} s {last.losses}", flush=True)
     assert last is not None
     prior = last.prior()
-    seconds = time.perf_counter() - begin
+    seconds = clock.now() - begin
     models: list[NoiseModel | None] = [fit_noise(v) if case.affine else None for v in case.test]
     restored = [restore(v, prior, noise=m).data.compute() for v, m in zip(case.test, models, strict=True)]
     note = f"{prior.record.form}: {prior.noise[0].reason}" if objective == "ambient" else ""
     return {**case.score(restored), "seconds": seconds, "peak_MB": peak(), "steps": config.steps, "note": note}
 
 
-def careamics(case: Case, python: Path, script: Path, epochs: int) -> dict[str, float | str]:
+def careamics(case: Case, python: Path, epochs: int, budget: float, clock: Clock) -> dict[str, dict[str, float | str]]:
     """Train CAREamics' Noise2Void with its defaults on the same frames and restore the test images with it.
 
-    The script trains and predicts on one file, so the test images of another file are put behind the training frames
-    for prediction only where they are part of it (FMD, EB3); for W2S training frames and test images are one stack.
+    It predicts on one file, so test images of other files (W2S) are put behind the training frames. Gives the row of
+    the end and that of the budget, both of one training.
     """
     frames = np.concatenate([np.asarray(v.data).reshape(-1, *v.shape[-2:]) for v in case.train])
     extra = 0
@@ -125,21 +140,36 @@ def careamics(case: Case, python: Path, script: Path, epochs: int) -> dict[str, 
         tests = np.stack([np.asarray(v.data) for v in case.test])
         extra = len(tests)
         frames = np.concatenate([frames, tests])
+    rows: dict[str, dict[str, float | str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.tif", Path(folder) / "out.tif"
+        source = Path(folder) / "in.tif"
         tifffile.imwrite(source, frames)
+        script = Path(__file__).with_name("careamics_n2v.py")
+        options = ["--epochs", str(epochs), "--seconds", str(budget), "--clock", clock.kind]
         done = subprocess.run(
-            [str(python), str(script), str(source), str(epochs), "-o", str(target)],
-            capture_output=True,
+            [str(python), str(script), str(source), folder, *options, "--threads", str(clock.threads)],
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        out = tifffile.imread(target)
-    restored = list(out[-extra:]) if extra else [out[:1]]
-    seconds = float(re.findall(r"train_s ([\d.]+)", done.stdout)[-1])
-    steps = float(re.findall(r"steps (\d+)", done.stdout)[-1])
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {**case.score(restored), "seconds": seconds, "peak_MB": memory, "steps": steps, "note": f"{epochs} epochs"}
+        log = json.loads(done.stdout.strip().splitlines()[-1])
+        for name, part, file in (
+            ("careamics", "budget", "at_seconds.npy"),
+            (f"careamics {epochs}", "end", "at_end.npy"),
+        ):
+            if part not in log:
+                continue
+            out = np.load(Path(folder) / file)
+            restored = list(out[-extra:]) if extra else [out[:1]]
+            found = log[part]
+            rows[name] = {
+                **case.score(restored),
+                "seconds": found["seconds"],
+                "peak_MB": log["peak_MB"],
+                "steps": found["steps"],
+                "note": f"{found['epochs']} epochs",
+            }
+    return rows
 
 
 def bm3d(case: Case, python: Path) -> dict[str, float | str]:
@@ -168,49 +198,49 @@ def main(
     data: Path,
     *,
     steps: int = 3000,
+    epochs: int = 100,
     out: Path = Path("benchmarks/results"),
     python: Path | None = None,
-    script: Path | None = None,
+    clock: Clock | None = None,
     wanted: list[str] | None = None,
     methods: list[str] | None = None,
 ) -> list[dict[str, str]]:
     """Run what is missing of the benchmark, and give all rows."""
     out.mkdir(parents=True, exist_ok=True)
+    clock = clock or Clock()
+    if clock.threads:
+        torch.set_num_threads(clock.threads)
     table = out / "quality.csv"
     wanted = wanted or [*(f"FMD {n}" for n in FMD), "EB3", "W2S"]
-    methods = methods or ["ambient", "noise2noise", "blind_spot", "bm3d", "careamics", "careamics 100"]
+    methods = methods or ["raw", "ambient", "noise2noise", "blind_spot", "bm3d", "careamics"]
     config = TrainConfig(steps=steps)
     for case in load_cases(data, wanted):
         for method in methods:
-            rows = read(table)
-            if any(r["data"] == case.name and r["method"] == method for r in rows):
+            rows = [r for r in read(table) if r["data"] == case.name]
+            if any(r["method"] == method for r in rows) or (method == "noise2noise" and not case.repeats):
                 continue
-            if method == "noise2noise" and not case.repeats:
-                continue
-            jobs: dict[str, Callable[[], dict[str, float | str]]] = {
-                "raw": lambda: {**case.score([np.asarray(v.data) for v in case.test])},  # noqa: B023
-                "bm3d": lambda: bm3d(case, python),  # type: ignore[arg-type]  # noqa: B023
-                "careamics": lambda: careamics(case, python, script, epochs_for(case, rows)),  # type: ignore[arg-type]  # noqa: B023
-                "careamics 100": lambda: careamics(case, python, script, 100),  # type: ignore[arg-type]  # noqa: B023
-            }
-            if method in ("bm3d", "careamics", "careamics 100") and python is None:
+            if method in ("bm3d", "careamics") and python is None:
                 continue
             print(f"{case.name}: {method}", flush=True)
-            result = jobs.get(method, lambda: ours(case, method, config))()  # type: ignore[arg-type]  # noqa: B023
-            write(table, {"data": case.name, "method": method, **result})
+            results: dict[str, dict[str, float | str]]
+            if method == "raw":
+                results = {method: {**case.score([np.asarray(v.data) for v in case.test])}}
+            elif method == "bm3d":
+                results = {method: bm3d(case, python)}  # type: ignore[arg-type]
+            elif method == "careamics":
+                budgets = [float(r["seconds"]) for r in rows if r["method"] == "ambient"]
+                if not budgets:
+                    raise ValueError(
+                        f"{case.name} has no ambient row, whose time CAREamics is given; run ambient first"
+                    )
+                results = careamics(case, python, epochs, budgets[0], clock)  # type: ignore[arg-type]
+            else:
+                results = {method: ours(case, method, config, clock)}  # type: ignore[arg-type]
+            for name, result in results.items():
+                write(table, {"data": case.name, "method": name, **result})
     rows = read(table)
     (out / "quality.md").write_text(markdown(rows), encoding="utf-8")
     return rows
-
-
-def epochs_for(case: Case, rows: list[dict[str, str]]) -> int:
-    """Give CAREamics epochs for as many seconds as our ambient training took (measured: 16 steps of 0.284 s each)."""
-    seconds = next(
-        (float(r["seconds"]) for r in rows if r["data"] == case.name and r["method"] == "ambient"), 120.0
-    )
-    timed = [r for r in rows if r["data"] == case.name and r["method"].startswith("careamics")]
-    per_epoch = float(timed[0]["seconds"]) / float(timed[0]["note"].split()[0]) if timed else 4.5
-    return max(1, round(seconds / per_epoch))
 
 
 def read(table: Path) -> list[dict[str, str]]:
@@ -251,7 +281,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--careamics", type=Path, help="interpreter of an environment with careamics and bm3d")
-    parser.add_argument("--script", type=Path, help="script that trains and predicts: SCRIPT IN.tif EPOCHS -o OUT.tif")
+    parser.add_argument("--epochs", type=int, default=100, help="of CAREamics")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--data-sets", nargs="*")
     parser.add_argument("--methods", nargs="*")
     given = parser.parse_args()
@@ -260,7 +292,8 @@ if __name__ == "__main__":
         steps=given.steps,
         out=given.out,
         python=given.careamics,
-        script=given.script,
+        epochs=given.epochs,
+        clock=Clock(given.clock, given.threads),
         wanted=given.data_sets,
         methods=given.methods,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -101,3 +103,19 @@ def test_arguments_survive_json() -> None:
         UNetArguments(widths=(8,), strides=((2, 2), (2, 2)))
     with pytest.raises(ValueError, match="choose one of small, medium, large"):
         choose_arguments("huge")  # type: ignore[arg-type]
+
+
+def test_small_volumes_are_convolved_in_float32() -> None:
+    """On a CPU the coarse levels of a 3D network stay out of bfloat16, the fine ones do not; 2D is left alone."""
+    for dims, shape, expected in ((3, (1, 1, 16, 48, 48), torch.float32), (2, (1, 1, 64, 64), torch.bfloat16)):
+        network = UNet(choose_arguments("small", dims=dims))
+        seen: dict[str, torch.dtype] = {}
+
+        def look(name: str, seen: dict[str, torch.dtype] = seen) -> Any:
+            return lambda module, inputs, output: seen.__setitem__(name, output.dtype)
+
+        network.middle[0].first.register_forward_hook(look("coarse"))
+        network.encoder[0][0].first.register_forward_hook(look("fine"))
+        with torch.autocast("cpu", torch.bfloat16):
+            network(torch.zeros(shape), torch.zeros(1, network.arguments.condition))
+        assert seen == {"coarse": expected, "fine": torch.bfloat16}

@@ -14,7 +14,8 @@ The network knows nothing of diffusion: `denoiser.py` gives it its meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_ambient.choices import Size
+
+TRUSTED = 1024  # voxels of a 3D level from which on bfloat16 is used on a CPU (seen wrong at 144, right at 1152)
 
 WIDTHS: dict[int, dict[str, tuple[int, ...]]] = {
     2: {"small": (48, 72, 96), "medium": (64, 128, 192), "large": (96, 192, 256, 320)},
@@ -176,8 +179,7 @@ class UNet(nn.Module):
         )
         self.middle = blocks(widths[-1])
         self.up = nn.ModuleList(
-            conv(b, a * _product(stride), 1)
-            for a, b, stride in zip(widths[:-1], widths[1:], strides[1:], strict=True)
+            conv(b, a * _product(stride), 1) for a, b, stride in zip(widths[:-1], widths[1:], strides[1:], strict=True)
         )
         self.decoder = nn.ModuleList(blocks(width) for width in widths[:-1])
         self.leave = conv(widths[0], arguments.channels * cell, 3, padding=1)
@@ -230,17 +232,31 @@ class UNet(nn.Module):
         h = self.enter(space_to_depth(x, strides[0]))
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):
-            for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, embedded)
+            h = _level(blocks, h, embedded)  # type: ignore[arg-type]
             skips.append(h)
             h = down(h)
-        for block in self.middle:
-            h = block(h, embedded)
+        h = _level(self.middle, h, embedded)
         for level in reversed(range(len(self.up))):
             h = skips.pop() + depth_to_space(self.up[level](h), strides[level + 1])
-            for block in self.decoder[level]:  # type: ignore[attr-defined]
-                h = block(h, embedded)
+            h = _level(self.decoder[level], h, embedded)  # type: ignore[arg-type]
         return depth_to_space(self.leave(self.norms(h)), strides[0])
+
+
+def _level(blocks: Iterable[nn.Module], h: Tensor, embedded: Tensor) -> Tensor:
+    """Run the blocks of one level, in float32 where bfloat16 cannot be trusted.
+
+    The CPU's bfloat16 convolutions (oneDNN) of small volumes now and then return a gradient of the weights full of
+    garbage, about one step in thirty, and never the same twice. Few voxels cost little in float32.
+    """
+    if h.ndim == 5 and h.device.type == "cpu" and math.prod(h.shape[2:]) < TRUSTED:
+        with torch.autocast("cpu", enabled=False):
+            h, embedded = (v.float() if v.dtype == torch.bfloat16 else v for v in (h, embedded))
+            for block in blocks:
+                h = block(h, embedded)
+        return h
+    for block in blocks:
+        h = block(h, embedded)
+    return h
 
 
 def space_to_depth(x: Tensor, stride: Sequence[int]) -> Tensor:
