@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 
-from napari_ambient.batch import find_files, iter_batch, output_path
+from napari_ambient import restore
+from napari_ambient.batch import find_files, iter_batch, output_path, restore_files
+from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.networks.unet import UNet, UNetArguments
+from napari_ambient.noise import NoiseModel
+from napari_ambient.prior import Prior, Record
 from napari_ambient.volumes import Volume, VolumeError, open_volume, save_volume
 
 
@@ -103,3 +111,69 @@ def test_programming_errors_are_not_swallowed(tmp_path: Path) -> None:
 
     with pytest.raises(AttributeError, match="ours"):
         list(iter_batch([(write(tmp_path / "a.tif", 1), tmp_path / "o.ome.tif")], broken))
+
+
+# ------------------------------------------------------------------------------------------- with a prior
+
+
+def make_prior() -> Prior:
+    torch.manual_seed(0)
+    network = UNet(UNetArguments(widths=(8, 8, 8)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser = Denoiser(network, [Scale(3.5, 1.2)])
+    denoiser.requires_grad_(False)
+    config = {"steps": 3, "below": "virtual_exposures", "below_steps": 3}
+    record = Record("ambient", "thinning", "TYX", {}, config=config, step=6)
+    return Prior(denoiser, (NoiseModel(gain=2.0, intercept=-200.0, photons=4.0),), record)
+
+
+def make_stack(path: Path, seed: int = 0) -> Path:
+    counts = (100 + 2 * np.random.default_rng(seed).poisson(4, (3, 24, 24))).astype(np.uint16)
+    tifffile.imwrite(path, counts, metadata={"axes": "TYX"}, imagej=True)
+    return path
+
+
+@pytest.mark.parametrize("method", ["mean", "samples"])
+def test_files_are_restored_as_by_restore(tmp_path: Path, method: str) -> None:
+    """Batch gives what `restore` gives, leaves no work folder, and tells of every network call."""
+    source, target = make_stack(tmp_path / "a.tif"), tmp_path / "out" / "a.ome.zarr"
+    options: dict[str, Any] = {"method": method, "draws": 2, "steps": 3}
+    told: list[tuple[int, int]] = []
+    reports = list(restore_files([(source, target)], make_prior(), watch=lambda *seen: told.append(seen), **options))
+    assert [r.state for r in reports if r.state != "working"] == ["started", "finished"]
+    expected = restore(open_volume(source), make_prior(), **options).data.compute()
+    np.testing.assert_allclose(open_volume(target).data.compute(), expected, rtol=1e-6)
+    assert [p.name for p in target.parent.iterdir()] == ["a.ome.zarr"]
+    assert told[-1][0] == told[-1][1] == len(told) == (3 if method == "mean" else 3 * 2 * 3)
+
+
+def test_a_watcher_that_raises_ends_the_batch(tmp_path: Path) -> None:
+    """Within a file: nothing is left under its name, the error is not taken for the file's, and the rest waits."""
+    jobs = [(make_stack(tmp_path / f"{name}.tif"), tmp_path / "out" / f"{name}.ome.tif") for name in "ab"]
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise RuntimeError("enough")
+
+    reports = []
+    with pytest.raises(RuntimeError, match="enough"):
+        reports.extend(restore_files(jobs, make_prior(), watch=stop))
+    assert list((tmp_path / "out").iterdir()) == []
+    assert [r.state for r in restore_files(jobs, make_prior()) if r.state == "finished"] == ["finished"] * 2
+
+
+def test_a_finished_file_says_what_to_know_of_it(tmp_path: Path) -> None:
+    """Voxels that did not fit into the input's type are told of."""
+    dark = np.full((24, 24), 2, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", dark)
+    prior = replace(make_prior(), noise=(NoiseModel(gain=200.0, intercept=-2e4, photons=4.0),))
+    job = (tmp_path / "a.tif", tmp_path / "out.ome.tif")
+    (finished,) = [r for r in restore_files([job], prior, dtype="input") if r.state == "finished"]
+    assert "voxels clipped" in finished.message
+
+
+def test_what_has_no_error_bars_is_not_recalibrated(tmp_path: Path) -> None:
+    job = (make_stack(tmp_path / "a.tif"), tmp_path / "out.ome.tif")
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        next(restore_files([job], make_prior(), recalibrate=True))

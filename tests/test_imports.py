@@ -23,7 +23,7 @@ SOURCE = Path(napari_ambient.__file__).parent
 
 # Every module or folder of the package, by floor, the lowest first. A new file needs a place here.
 FLOORS = (
-    {"choices"},
+    {"choices", "samples"},
     {
         "noise",
         "photon_transfer",
@@ -39,7 +39,7 @@ FLOORS = (
         "devices",
         "volumes",
     },
-    {"denoiser", "samplers"},
+    {"denoiser", "samplers", "measurement"},
     {"objectives", "posterior"},
     {"sampling"},
     {"prior", "train_config"},

@@ -41,7 +41,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ from torch import Tensor
 Verdict = Literal["healthy", "suspicious", "memorised", "undecided"]
 Array = NDArray[np.float32]
 Place = tuple[int, tuple[int, ...]]  # index of an image, first voxel in it
+Watch = Callable[[str, int, int], object]  # told (what is being done, done, total)
 
 COPY = 0.5  # a ratio below it is a copy's, unless ...
 CHANCE = 0.05  # ... more than this share of held-out patches reach it too; then what that share reaches is the limit
@@ -71,7 +72,7 @@ BUDGET = 2**22  # voxels times patches and turns correlated at once: about 100 M
 BATCH = 8  # crops restored at once
 FLAT = 1e-6  # standard deviation below which a window is constant
 
-__all__ = ["Audit", "Match", "Pair", "audit", "nearest_patches"]
+__all__ = ["Audit", "Match", "Pair", "Watch", "audit", "nearest_patches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,12 +200,12 @@ class Audit:
             ],
         }
 
-    def figure(self, path: str | os.PathLike[str], *, most: int = 6) -> None:
+    def figure(self, path: str | os.PathLike[str] | IO[bytes], *, most: int = 6) -> None:
         """Draw the closest pairs: generated, nearest training and nearest held-out patch.
 
         Parameters
         ----------
-        path : path-like
+        path : path-like or binary file
             The PNG to write. Of 3D patches the middle plane is shown.
         most : int
             How many pairs.
@@ -238,7 +239,7 @@ class Audit:
                 axis.imshow(plane, cmap="gray", interpolation="nearest")
                 axis.set_title(title, fontsize=8)
                 axis.set_axis_off()
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, format="png")
 
 
 def audit(
@@ -253,6 +254,7 @@ def audit(
     most_voxels: int = 2**22,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    watch: Watch | None = None,
 ) -> Audit:
     """Look for training patches in what a prior generates and restores.
 
@@ -283,6 +285,8 @@ def audit(
         Of all random choices and of the noise.
     device : torch.device or str
         Where to search and restore.
+    watch : callable, optional
+        Called now and then with (what is being done, done, total); what it raises ends the audit.
 
     Returns
     -------
@@ -314,14 +318,15 @@ def audit(
             "the held-out images are blank beside the training images; give held-out images of the same kind, in the "
             "same scaled intensity"
         )
-    pairs, references = _neighbours(generated, known, unseen, size, least, most_patches, notes, rng, device)
+    watch = watch or _unwatched
+    pairs, references = _neighbours(generated, known, unseen, size, least, most_patches, notes, rng, device, watch)
     remembered = np.empty(0), np.empty(0)
     if restore is None:
         notes.append("corrupt and restore left out: no restorer was given")
     else:
         crops = _crops(known, unseen, size, least, most_patches, notes, rng)
         generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 1]).integers(2**62)))
-        known_c, unseen_c = (_correlations(restore, side, LEVEL * sigma, generator, device) for side in crops)
+        known_c, unseen_c = (_correlations(restore, side, LEVEL * sigma, generator, device, watch) for side in crops)
         remembered = known_c, unseen_c
     return _judge(pairs, references, remembered, known.share, notes)
 
@@ -333,6 +338,7 @@ def nearest_patches(
     least: float = 0.0,
     avoid: Sequence[Place] | None = None,
     device: torch.device | str = "cpu",
+    watch: Watch | None = None,
 ) -> list[Match | None]:
     """Search every position of every image, all quarter turns and flips, for the nearest patch.
 
@@ -348,6 +354,8 @@ def nearest_patches(
         For each patch the image and position it was cut from; windows that overlap it do not count.
     device : torch.device or str
         Where to compute.
+    watch : callable, optional
+        Called at every block of an image with (what is being done, images done, images in all).
 
     Returns
     -------
@@ -368,6 +376,8 @@ def nearest_patches(
         where: list[tuple[int, tuple[int, ...], int] | None] = [None] * len(some)
         for index, image in enumerate(images):
             for start, correlation in _correlate(queries, image, shape, least):
+                if watch is not None:
+                    watch("searching for the nearest patches", index, len(images))
                 if avoid is not None:
                     for scores, (own, corner) in zip(correlation, avoid[first : first + step], strict=True):
                         if own == index:
@@ -392,6 +402,10 @@ def nearest_patches(
     return found
 
 
+def _unwatched(stage: str, done: int, total: int) -> None:
+    """Watch nothing."""
+
+
 # --------------------------------------------------------------------------------- first test: neighbours
 
 
@@ -405,14 +419,15 @@ def _neighbours(
     notes: list[str],
     rng: np.random.Generator,
     device: torch.device | str,
+    watch: Watch,
 ) -> tuple[tuple[Pair, ...], NDArray[np.float64]]:
     """Pairs, closest first, and the ratios of held-out patches, smallest first."""
 
     def pairs_of(source: _Images, places: list[Place]) -> list[Pair]:
         patches = source.cut(places, size)
         avoid = places if source is unseen else None
-        near = nearest_patches(patches, known.images, least=least / 2, device=device)
-        far = nearest_patches(patches, unseen.images, least=least / 2, avoid=avoid, device=device)
+        near = nearest_patches(patches, known.images, least=least / 2, device=device, watch=watch)
+        far = nearest_patches(patches, unseen.images, least=least / 2, avoid=avoid, device=device, watch=watch)
         pairs = [
             Pair(*source.place(at), patch, known.match(a), unseen.match(b))
             for at, patch, a, b in zip(places, patches, near, far, strict=True)
@@ -517,10 +532,12 @@ def _correlations(
     level: float,
     generator: torch.Generator,
     device: torch.device | str,
+    watch: Watch,
 ) -> NDArray[np.float64]:
     """Correlation of each crop with what is restored of it."""
     values: list[float] = []
     for first in range(0, len(crops), BATCH):
+        watch("corrupting and restoring crops", first, len(crops))
         clean = torch.from_numpy(np.stack(crops[first : first + BATCH])[:, None])
         noisy = clean + level * torch.randn(clean.shape, generator=generator)
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+PresetName = Literal["quick", "balanced", "best"]
 Size = Literal["small", "medium", "large"]
 Dims = Literal["auto", "2D", "2.5D", "3D"]
 Form = Literal["auto", "thinning", "gaussian"]

@@ -12,7 +12,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -20,41 +19,29 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from . import __version__
-from .choices import Microscope, ObjectiveName, OutputType, PosteriorName
+from .choices import ObjectiveName, OutputType, PosteriorName, PresetName
+from .measurement import Optics, check_optics, operator_for
 from .train_config import TrainConfig, TrainingError
+from .train_config import preset as settings
 
 if TYPE_CHECKING:
     from .noise import NoiseModel
-    from .operators import Operator
     from .volumes import Volume
 
-@dataclass(frozen=True)
-class Optics:
-    """The microscope, from which the PSF is computed where there is no image of a bead.
 
-    Parameters
-    ----------
-    na : float
-        Numerical aperture; giving it turns the deconvolution on.
-    wavelength : float
-        Emission wavelength, nm.
-    microscope : str
-        Kind of microscope.
-    refractive_index : float
-        Of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
-    excitation : float
-        Excitation wavelength, nm; for confocal.
-    sheet_thickness : float
-        Full width at half maximum of the light sheet, micrometres.
-    """
+class AskedConfig(TrainConfig):
+    """Settings that know which of them the user named: what was not named follows the preset."""
 
-    na: float | None = None
-    wavelength: float = 520.0
-    microscope: Microscope = "widefield"
-    refractive_index: float = 1.515
-    excitation: float | None = None
-    sheet_thickness: float | None = None
+    asked: dict[str, Any]
 
+    def __new__(cls, **asked: Any) -> AskedConfig:
+        """Keep what was named; the dataclass fills in the rest."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "asked", asked)
+        return self
+
+
+AskedConfig.__doc__ = TrainConfig.__doc__  # which the help shows
 
 app = App(
     name="napari-ambient",
@@ -70,6 +57,7 @@ def train(
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    preset: PresetName = "balanced",
     objective: ObjectiveName = "ambient",
     target: list[str] | None = None,
     start: Annotated[Path | None, Parameter(name="--from")] = None,
@@ -83,7 +71,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
-    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+    asked: Annotated[AskedConfig | None, Parameter(name="*")] = None,
 ) -> int:
     """Train a prior from noisy stacks.
 
@@ -93,6 +81,9 @@ def train(
         Noisy stacks: files, folders or globs of TIFF, OME-Zarr or .npy. All of one kind of structure.
     output : Path
         The prior to write, a folder such as mito.prior.
+    preset : str
+        How much to invest: quick (600 steps), balanced (3000), best (8000 of a larger network; with a GPU, or over
+        night). What is named below goes before it.
     objective : str
         What to minimise. The others than ambient serve comparison.
     target : list of str
@@ -125,7 +116,7 @@ def train(
     from .progress import follow
     from .training import iter_train
 
-    config = config or TrainConfig()
+    config = settings(preset, **(asked.asked if asked else {}))
     if output.exists() and any(output.iterdir()) and not (resume or overwrite):
         raise TrainingError(f"{output} exists; choose another name, or pass --overwrite or --resume")
     volumes = [_open(path, channel, level, axes, voxel_size) for path in find_files(inputs)]
@@ -260,6 +251,8 @@ def restore(
         auto, cpu, cuda or mps.
     """
     from .batch import find_files, iter_batch, output_path
+    from .compatibility import misfits
+    from .noise_fit import fit_channels
     from .prior import load_prior
     from .recalibration import measure_spread
     from .restoration import Clipping
@@ -268,10 +261,7 @@ def restore(
 
     loaded = load_prior(prior)
     optics = optics or Optics()
-    if psf is not None and optics.na is not None:
-        raise ValueError("--psf and --na both give a PSF; choose one")
-    if optics.na is None and optics != Optics():
-        raise ValueError("the optics make a PSF only together with --na, the numerical aperture")
+    check_optics(psf is not None, optics)
     if method == "mean" and recalibrate:
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
     if recalibrate and (psf is not None or optics.na is not None or mask is not None or finer != 1):
@@ -287,6 +277,8 @@ def restore(
         nonlocal clipping
         clipping = Clipping()
         models = fit_channels(volume) if noise == "fit" else None
+        for sentence in misfits(volume, loaded, models):
+            print(f"{volume.name}: note: {sentence}", file=sys.stderr)
         spread = 1.0
         if recalibrate:
             if volume.sizes.get("C", 1) > 1:
@@ -300,7 +292,7 @@ def restore(
             loaded,
             spread=spread,
             noise=models,
-            operator=_operator(volume, psf, psf_is, optics, mask, finer),
+            operator=operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer),
             method=method,
             posterior=posterior,
             draws=draws,
@@ -311,19 +303,26 @@ def restore(
             dtype=dtype,
             device=device,
             clipping=clipping,
+            watch=watch,
         )
+
+    def watch(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=title, unit="call", dynamic_ncols=True)
+        bar.total = total  # which is corrected as draws end
+        bar.update(done - bar.n)
 
     def open_(path: Path) -> Volume:
         return _open(path, channel, level, axes, voxel_size)
 
     failed: list[tuple[Path, str]] = []
     bar: tqdm[Any] | None = None
+    title = ""
     try:
         for report in iter_batch(jobs, work, open_=open_, overwrite=overwrite):
+            title = report.source.name
             if report.state == "working":
-                if bar is None:
-                    bar = tqdm(total=report.total, desc=report.source.name, unit="tile", dynamic_ncols=True)
-                bar.update(report.done - bar.n)
                 continue
             if bar is not None:
                 bar.close()
@@ -572,15 +571,6 @@ def demo(
     return run(output, steps=steps, compare=compare, device=device)
 
 
-def fit_channels(volume: Volume) -> list[NoiseModel]:
-    """Fit the noise of each channel of a volume."""
-    from .noise_fit import fit_noise as fit
-
-    if "C" not in volume.axes:
-        return [fit(volume)]
-    return [fit(volume.channel(c)) for c in range(volume.sizes["C"])]
-
-
 def _open(
     path: str | Path,
     channel: str | None,
@@ -597,69 +587,6 @@ def _open(
     # Z Y X are always given; a plane has no use for the first
     steps = [step for axis, step in zip("ZYX", voxel_size, strict=True) if axis in volume.axes]
     return open_volume(path, channel=which, level=level, axes=axes, voxel_size=steps)
-
-
-def _operator(
-    volume: Volume, psf: Path | None, psf_is: str, optics: Optics, mask: Path | None, finer: int
-) -> Operator:
-    """Put together what the microscope did to light on the finer pixels.
-
-    A PSF from the optics comes before the camera's pixels, a bead's image, which they made, after them.
-    """
-    import numpy as np
-
-    from .operators import Blur, Downsample, Identity, Mask
-    from .point_spread import microscope_psf, prepare
-
-    def image(path: Path) -> tuple[Any, Volume]:
-        from .volumes import AxesError, open_volume
-
-        try:
-            opened = open_volume(path)
-        except AxesError:
-            opened = open_volume(path, axes="ZYX")
-        return np.squeeze(np.asarray(opened.data)), opened
-
-    solid = volume.sizes.get("Z", 1) > 1
-    operator: Operator
-    pixels_made: Operator = Identity() if finer == 1 else Downsample(finer, reduce="mean")
-    if psf is not None:
-        values, bead = image(psf)
-        for axis, step in bead.voxel_size.items():
-            wanted = volume.voxel_size.get(axis)
-            if step and wanted and abs(step / wanted - 1) > 0.05 and (solid or axis != "Z"):
-                raise ValueError(
-                    f"{psf} has voxels of {step:.4g} µm along {axis}, {volume.name} of {wanted:.4g} µm; give a PSF on "
-                    "the voxels of the images, or correct theirs with --voxel-size"
-                )
-        operator = Blur(prepare(values, background="border" if psf_is == "bead" else None)) @ pixels_made
-    elif optics.na is not None:
-        steps = {axis: volume.voxel_size.get(axis) for axis in ("ZYX" if solid else "YX")}
-        unknown = [axis for axis, step in steps.items() if step is None]
-        if unknown:
-            raise ValueError(
-                f"{volume.name}: the voxel size along {', '.join(unknown)} is unknown, and the PSF depends on it; give "
-                "--voxel-size Z Y X in micrometres"
-            )
-        pixels = [step / (finer if axis in "YX" else 1) for axis, step in steps.items() if step is not None]
-        operator = Blur(
-            microscope_psf(
-                optics.microscope,
-                na=optics.na,
-                wavelength_nm=optics.wavelength,
-                refractive_index=optics.refractive_index,
-                voxel_size_um=pixels,
-                dims=3 if solid else 2,
-                excitation_nm=optics.excitation,
-                sheet_thickness_um=optics.sheet_thickness,
-            )
-        )
-        operator = pixels_made @ operator
-    else:
-        operator = pixels_made
-    if mask is not None:
-        operator = Mask(image(mask)[0] > 0) @ operator
-    return operator
 
 
 def _given_noise(

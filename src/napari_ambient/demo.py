@@ -17,29 +17,10 @@ from tqdm import tqdm
 from .prior import Prior
 from .progress import follow
 from .restoration import restore
+from .samples import SAMPLE, sample_folder
 from .train_config import TrainConfig
 from .training import iter_train
 from .volumes import Volume, iter_save_volume, open_volume
-
-SAMPLE = "filaments_2d"
-
-
-def sample_folder() -> Path:
-    """Find the sample data: beside the package when installed, in the checkout when developed.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is in neither place.
-    """
-    package = Path(__file__).parent
-    for folder in (package / "sample_data", package.parents[1] / "sample_data"):
-        if (folder / f"{SAMPLE}.tif").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"{SAMPLE}.tif is in neither {package / 'sample_data'} nor {package.parents[1] / 'sample_data'}; "
-        "install the package again, or run tools/make_sample_data.py in a checkout"
-    )
 
 
 def run(output: Path, *, steps: int = 3000, compare: bool = False, device: str = "auto") -> int:

@@ -15,7 +15,7 @@ In the flow: `fit_noise` makes a NoiseModel, training and restoration use it, a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -128,6 +128,59 @@ class NoiseModel:
             others = {"form": form, "reason": reason, **others}
         intercept = np.square(read_noise) - np.multiply(gain, offset)
         return cls(gain, intercept if np.ndim(intercept) else float(intercept), offset, read_noise, **others)
+
+    def with_line(self, gain: float, zero: float, offset: float | None = None) -> NoiseModel:
+        """Give the same camera with another photon-transfer line: what the user knows better than the fit.
+
+        Parameters
+        ----------
+        gain : float
+            ADU per photo-electron.
+        zero : float
+            Level at which the line crosses zero, ADU.
+        offset : float, optional
+            Counts without light, ADU; at `zero` or above it, because read_noise^2 = gain * (offset - zero).
+
+        Returns
+        -------
+        NoiseModel
+            Of method "given", with the photons that the line makes of the same mean counts, and the form that suits
+            them.
+
+        Raises
+        ------
+        ValueError
+            If the gain is not above 0, or the offset lies below `zero`.
+        """
+        if offset is not None and offset < zero:
+            raise ValueError(
+                f"the offset is {offset:g} ADU, below the zero of the line, {zero:g} ADU: the read noise squared, "
+                "gain * (offset - zero), cannot be negative. Raise the offset, or lower the zero."
+            )
+        dark = self.zero if self.offset is None else self.offset
+        counts = float(np.mean(dark)) + float(np.mean(self.gain)) * self.photons
+        line = replace(self, gain=gain, intercept=-gain * zero, offset=None, read_noise=None, method="given")
+        photons = (counts - (zero if offset is None else offset)) / gain
+        read_variance = None if offset is None else (offset - zero) / gain
+        form, reason = choose_form(photons, read_variance, self.correlation)
+        read_noise = None if offset is None else float(np.sqrt(gain * (offset - zero)))
+        return replace(line, offset=offset, read_noise=read_noise, photons=photons, form=form, reason=reason)
+
+    def crop(self, rows: slice, columns: slice) -> NoiseModel:
+        """Give the noise of a part of the frame: maps of the pixels are cut to it.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            The part, in pixels.
+
+        Returns
+        -------
+        NoiseModel
+        """
+        maps = ("gain", "intercept", "offset", "read_noise", "hot_pixels")
+        known = {name: getattr(self, name) for name in maps}
+        return replace(self, **{k: v[..., rows, columns] for k, v in known.items() if np.ndim(v)})
 
     @property
     def zero(self) -> float | FloatArray:

@@ -168,6 +168,29 @@ class _Fit:
         return cls(way, line, correlation, uniform, bad if frames.whole else None)
 
 
+def fit_channels(volume: Any) -> list[NoiseModel]:
+    """Fit the noise of each channel of a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        With or without a C axis.
+
+    Returns
+    -------
+    list of NoiseModel
+        One per channel, fitted as `fit_noise` does by default.
+
+    Raises
+    ------
+    NoiseFitError
+        As `fit_noise`.
+    """
+    if "C" not in volume.axes:
+        return [fit_noise(volume)]
+    return [fit_noise(volume.channel(c)) for c in range(volume.sizes["C"])]
+
+
 def _correlation(planes: Sequence[Plane], bins: Bins, way: Way) -> tuple[Array, bool]:
     correlation, uniform = autocorrelation(planes, bins)
     if way == "single" and not uniform:

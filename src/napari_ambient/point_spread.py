@@ -31,7 +31,7 @@ from scipy import interpolate, ndimage, special
 
 from .choices import Microscope
 
-__all__ = ["PointSpreadError", "microscope_psf", "prepare"]
+__all__ = ["PointSpreadError", "full_widths", "microscope_psf", "prepare"]
 
 MICROSCOPES: tuple[Microscope, ...] = ("widefield", "confocal", "light-sheet")
 FloatArray = NDArray[np.float32]
@@ -257,6 +257,37 @@ def _cut(box: Real, energy: float) -> Real:
 
 def _normalised(psf: Real) -> FloatArray:
     return np.ascontiguousarray(psf / psf.sum(), dtype=np.float32)
+
+
+def full_widths(psf: ArrayLike) -> tuple[float, ...]:
+    """Measure how wide a PSF is: full width at half maximum along each axis through its middle.
+
+    Parameters
+    ----------
+    psf : array_like, shape (Y, X) or (Z, Y, X)
+        From `prepare` or `microscope_psf`, odd-sized.
+
+    Returns
+    -------
+    tuple of float
+        Voxels along each axis, linear between them; infinite along an axis where it does not fall to half.
+    """
+    values = np.asarray(psf, dtype=np.float64)
+    middle = tuple(n // 2 for n in values.shape)
+    widths = []
+    for axis in range(values.ndim):
+        line = values[tuple(slice(None) if a == axis else m for a, m in enumerate(middle))]
+        half = line[middle[axis]] / 2
+        width = 0.0
+        for side in (line[middle[axis] :], line[middle[axis] :: -1]):
+            below = np.flatnonzero(side < half)
+            if not below.size:
+                width = math.inf
+                break
+            last = int(below[0])
+            width += last - 1 + float((side[last - 1] - half) / (side[last - 1] - side[last]))
+        widths.append(width)
+    return tuple(widths)
 
 
 # ------------------------------------------------------------------------------------------- computed

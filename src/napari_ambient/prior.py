@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from .denoiser import Denoiser, Scale
 from .networks.unet import UNet, UNetArguments
 from .noise import NoiseModel
 from .recorruption import Quanta, Recorruption, choose_recorruption
-from .sampling import TiledDenoiser, keyed_noise, network_domain, prior_draw
+from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, prior_draw
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "weights.safetensors", "prior.json"
@@ -201,6 +201,39 @@ class Prior:
         PriorError
             If the prior knows nothing below the noise of its data.
         """
+        images = list(self.iter_sample(shape, count=count, steps=steps, seed=seed, channel=channel, tile=tile))
+        return np.stack(images)
+
+    def iter_sample(
+        self,
+        shape: Sequence[int],
+        *,
+        count: int = 1,
+        steps: int = 32,
+        seed: int = 0,
+        channel: int = 0,
+        tile: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """Draw new images as `sample` does, and give each as soon as it is there.
+
+        Parameters
+        ----------
+        shape, count, steps, seed, channel, tile
+            As for `sample`.
+        watch : callable, optional
+            ``watch(done, total)``, called after every network call of all images; what it raises ends the drawing.
+
+        Yields
+        ------
+        ndarray of float32, shape `shape`
+            Expected counts, in the units of the training data.
+
+        Raises
+        ------
+        PriorError
+            If the prior knows nothing below the noise of its data.
+        """
         if not self.knows_below:
             raise PriorError(
                 "this prior knows nothing below the noise of its data, which new images need; train it on with the "
@@ -222,7 +255,8 @@ class Prior:
         limit = usual if tile is None else tuple(tile)
         if len(limit) != 3 or min(limit) < 1:
             raise PriorError(f"tile is {limit}; give three positive numbers (Z, Y, X)")
-        tiled = TiledDenoiser(self.denoiser, network_domain(network, planes), limit, self.device)
+        calls = CallCount(watch, count, steps * network_calls(self.denoiser, planes, limit))
+        tiled = TiledDenoiser(self.denoiser, network_domain(network, planes), limit, self.device, calls)
         scales: Tensor = self.denoiser.scales  # type: ignore[assignment]
         centre, spread = (float(v) for v in scales[channel])
         noise = self.noise[min(channel, len(self.noise) - 1)]
@@ -231,14 +265,13 @@ class Prior:
         def denoise(x_t: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
             return tiled(x_t, sigma, **condition, channel=channel)
 
-        images = []
-        with torch.inference_mode():
-            for number in range(count):
+        for number in range(count):
+            with torch.inference_mode():
                 draw = prior_draw(
                     denoise, planes, steps=steps, noise=keyed_noise((seed, number)), centre=centre, spread=spread
                 )
-                images.append(zero + gain * self.recorruption.photons(draw)[0, 0].numpy())
-        return np.stack(images).astype(np.float32).reshape(count, *full)
+                light = zero + gain * self.recorruption.photons(draw)[0, 0].numpy()
+            yield np.asarray(light, dtype=np.float32).reshape(full)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the bundle.

@@ -7,6 +7,8 @@ scaled intensity. Where nothing is held out, the lower quarter of each training 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .audit import Audit, audit
+from .audit import Audit, Watch, audit
 from .prior import Prior, PriorError
 from .recorruption import at
 from .restoration import restore
@@ -35,6 +37,7 @@ def audit_prior(
     most_images: int = 64,
     steps: int = 32,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Audit:
     """Look for training patches in what a prior generates and restores.
 
@@ -56,6 +59,8 @@ def audit_prior(
         Network calls per new image.
     seed : int
         Of all random choices.
+    watch : callable, optional
+        Called now and then with (what is being done, done, total); what it raises ends the audit.
 
     Returns
     -------
@@ -72,7 +77,7 @@ def audit_prior(
     if held_out is not None and _sources(held_out) & _sources(training):
         both = ", ".join(sorted(_sources(held_out) & _sources(training)))
         raise PriorError(f"{both} is given as trained on and as held out; hold out another field of view")
-    known = _images(prior, training, channel, most_images)
+    known = _images(prior, training, channel, most_images, "denoising training images", watch)
     notes: tuple[str, ...] = ()
     if held_out is None:
         border = 3 * known[0].shape[-2] // 4
@@ -82,16 +87,18 @@ def audit_prior(
             "give a stack of another field of view for a sharper answer",
         )
     else:
-        unseen = _images(prior, held_out, channel, most_images)
+        unseen = _images(prior, held_out, channel, most_images, "denoising held-out images", watch)
     sizes = [min(n, SIZE) for n in np.min([image.shape for image in known], axis=0)]
     if known[0].ndim == 3:
         sizes[0] = min(known[0].shape[0], 16)
-    drawn = prior.sample(sizes, count=count, steps=steps, seed=seed)
+    drawing = None if watch is None else functools.partial(watch, "drawing new images")
+    drawn = np.stack(list(prior.iter_sample(sizes, count=count, steps=steps, seed=seed, watch=drawing)))
     form = prior.recorruption
     noise = prior.noise[0]
     photons = (drawn - float(np.median(noise.zero))) / float(np.median(noise.gain))
     samples = form.scaled(torch.from_numpy(photons.astype(np.float32))).numpy()
-    result = audit(samples, known, unseen, _restorer(prior), sigma=form.sigma_y, seed=seed, device=prior.device)
+    sigma = form.sigma_y
+    result = audit(samples, known, unseen, _restorer(prior), sigma=sigma, seed=seed, device=prior.device, watch=watch)
     unknown = _names(training) - set(prior.record.sources)
     if unknown:
         notes = (*notes, f"the prior does not name {', '.join(sorted(unknown))} among what it was trained on")
@@ -111,12 +118,17 @@ def _sources(volumes: Volume | Sequence[Volume]) -> set[str]:
 
 
 def _images(
-    prior: Prior, volumes: Volume | Sequence[Volume], channel: int, most: int
+    prior: Prior,
+    volumes: Volume | Sequence[Volume],
+    channel: int,
+    most: int,
+    stage: str,
+    watch: Watch | None,
 ) -> list[NDArray[np.float32]]:
     """Denoise some images by one call of the prior, in scaled intensity."""
     flat = prior.denoiser.arguments.dims == 2
     images: list[NDArray[np.float32]] = []
-    for volume in [volumes] if isinstance(volumes, Volume) else volumes:
+    for volume in _list(volumes):
         one = volume.channel(channel) if "C" in volume.axes else volume
         noise = prior.noise[0]
         clean = restore(one, prior, device=prior.device)
@@ -125,6 +137,8 @@ def _images(
         for index in np.ndindex(*lead):
             if len(images) == most:
                 return images
+            if watch is not None:
+                watch(stage, len(images), most if len(_list(volumes)) > 1 else min(most, math.prod(lead)))
             photons = (np.asarray(clean.data[index].compute(scheduler="synchronous")) - zero) / gain
             scaled = prior.recorruption.scaled(torch.from_numpy(np.asarray(photons, dtype=np.float32)))
             images.append(scaled.numpy())

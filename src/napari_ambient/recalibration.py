@@ -28,7 +28,7 @@ from .prior import Prior, place
 from .recorruption import Thinning, blur, to_photons, trusted
 from .restoration import fit_to_frame
 from .restorer import Clipping, RestorationError, Restorer, plan_tile
-from .sampling import TiledDenoiser, keyed_noise, network_domain, posterior_draw
+from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, posterior_draw
 from .splitting import split
 from .volumes import Volume
 
@@ -70,6 +70,7 @@ def measure_spread(
     steps: int = 18,
     seed: int = 0,
     device: torch.device | str | None = None,
+    watch: Watch | None = None,
 ) -> Spread:
     """Measure by held-out photons how wide the draws should be.
 
@@ -89,6 +90,8 @@ def measure_spread(
         As for `restore`.
     device : torch.device or str, optional
         Where to run.
+    watch : callable, optional
+        ``watch(done, total)``, called after every network call; what it raises ends it.
 
     Returns
     -------
@@ -131,12 +134,9 @@ def measure_spread(
     )
     held = (counts - first) / (1 - exposure)
     network = prior.denoiser.network
-    tiled = TiledDenoiser(
-        prior.denoiser,
-        network_domain(network, tuple(counts.shape[-3:])),
-        plan_tile(restorer, free_memory(chosen)),
-        chosen,
-    )
+    shape, tile = tuple(counts.shape[-3:]), plan_tile(restorer, free_memory(chosen))
+    calls = CallCount(watch, draws, steps * network_calls(prior.denoiser, shape, tile))
+    tiled = TiledDenoiser(prior.denoiser, network_domain(network, shape), tile, chosen, calls)
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
     lights = []
     with torch.inference_mode():
@@ -145,9 +145,7 @@ def measure_spread(
             light = first
             for reached in posterior_draw(
                 form,
-                lambda x_t, sigma, **condition: tiled(
-                    x_t, sigma, **{**condition, "channel": min(channel, scales - 1)}
-                ),
+                lambda x_t, sigma, **condition: tiled(x_t, sigma, **{**condition, "channel": min(channel, scales - 1)}),
                 first,
                 good,
                 steps=steps,

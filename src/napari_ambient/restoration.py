@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from .operators import Identity, Operator
 from .posterior import MethodName
 from .prior import Prior, place
 from .restorer import Clipping, RestorationError, Restorer, TileWarning, plan_tile
+from .sampling import CallCount, Watch, network_domain
 from .uncertainty import DrawRestorer, Output
 from .volumes import Volume
 
@@ -54,6 +55,7 @@ def restore(
     tile: Sequence[int] | None = None,
     device: torch.device | str | None = None,
     clipping: Clipping | None = None,
+    watch: Watch | None = None,
 ) -> Volume:
     """Denoise a volume: the posterior mean of every voxel, in the volume's own units.
 
@@ -97,6 +99,11 @@ def restore(
         Where to run; CUDA, MPS or CPU, whichever is there.
     clipping : Clipping, optional
         Filled while the result is computed.
+    watch : callable, optional
+        ``watch(done, total)``, called in the computing thread after every network call, also within one image of draws;
+        while a call lasts it is called with the same numbers, up to twenty times a second. What it raises stops the
+        computation at once: a file that is being saved is then removed, finished draws stay in `work`. On a
+        dask.distributed cluster nobody is told.
 
     Returns
     -------
@@ -146,9 +153,7 @@ def restore(
         )
     chosen = choose_device(device)
     out = np.dtype(np.float32) if dtype == "float32" else volume.dtype
-    restorer = Restorer(
-        volume, place(prior, chosen), models, out, chosen, clipping if clipping is not None else Clipping()
-    )
+    restorer = Restorer(volume, place(prior, chosen), models, out, chosen, Clipping() if clipping is None else clipping)
     limit = tuple(tile) if tile is not None else plan_tile(restorer, free_memory(chosen))
     if len(limit) != 3 or min(limit) < 1:
         raise RestorationError(f"tile is {tuple(limit)}; give three positive numbers (Z, Y, X)")
@@ -165,10 +170,16 @@ def restore(
             operator=operator,
             posterior=posterior,
             spread=spread,
+            watch=watch,
         )
         data, axes, names = _draw_blocks(drawing, volume, channels)
     else:
         data, axes, names = _mean_blocks(restorer, volume, limit), volume.axes, volume.channel_names
+        images = sizes.get("T", 1) * channels
+        tiles = math.prod(len(parts) for axis, parts in zip(axes, data.chunks, strict=True) if axis in "ZYX")
+        if prior.denoiser.arguments.dims == 2:  # which sees one plane, with its neighbours, at a call
+            tiles = math.prod(data.numblocks[-2:]) * sizes.get("Z", 1)
+        restorer.count = CallCount(watch, images, tiles)
     record = {
         "action": "restore",
         "method": method,
@@ -183,6 +194,7 @@ def restore(
         **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs), "spread": spread}),
         **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),
+        "axes": volume.axes,
         "source": volume.name,
         "program": "napari-ambient",
         "version": __version__,
@@ -194,6 +206,159 @@ def restore(
             scale[axis] *= measured / wanted
     result = volume.replace(data=data, axes=axes, channel_names=names, scale=scale)
     return result.with_history(record)
+
+
+def restore_part(
+    volume: Volume,
+    prior: Prior,
+    part: Mapping[str, slice],
+    *,
+    noise: NoiseModel | Sequence[NoiseModel] | None = None,
+    operator: Operator | None = None,
+    **settings: Any,
+) -> Volume:
+    """Restore a part of a volume as it will look in the whole: a preview.
+
+    The part is computed with what network and operator see around it, which is then cut away. The mean of an image is
+    exactly that of the whole volume; draws are other draws from the same posterior.
+
+    Parameters
+    ----------
+    volume : Volume
+        Noisy volume, in camera counts.
+    prior : Prior
+        A prior of such structures.
+    part : mapping of str to slice
+        Voxels along T, Z, Y and X; an axis that is left out is taken whole. Channels cannot be cut.
+    noise, operator, **settings
+        As for `restore`, for the whole volume.
+
+    Returns
+    -------
+    Volume
+        Lazy, of the part's shape.
+
+    Raises
+    ------
+    RestorationError
+        If the part is empty or outside, or the operator changes the grid.
+    """
+    operator = operator or Identity()
+    if operator.stride != (1, 1, 1):
+        raise RestorationError(
+            f"a part cannot be restored through an operator that changes the grid ({operator.describe()}); crop the "
+            "volume instead"
+        )
+    sizes = volume.sizes
+    strange = [axis for axis in part if axis not in sizes or axis == "C"]
+    if strange:
+        raise RestorationError(
+            f"the part names {', '.join(strange)}; a volume {volume.axes} is cut along T, Z, Y and X"
+        )
+    domain = network_domain(prior.denoiser.network, tuple(sizes.get(axis, 1) for axis in "ZYX"))
+    read: dict[str, slice] = {}
+    inner: dict[str, slice] = {}
+    for axis, n in sizes.items():
+        start, stop, step = part.get(axis, slice(None)).indices(n)
+        if step != 1 or start >= stop:
+            raise RestorationError(f"the part is {part[axis]} along {axis}, which has {n}: choose at least one voxel")
+        low, high = start, stop
+        if axis in "ZYX":
+            i = "ZYX".index(axis)
+            reach = domain.halo[i] + operator.halo[i]
+            # from a multiple of the stride on, so that the network's grid lies as it does in the whole
+            low = max(start - reach, 0) // domain.stride[i] * domain.stride[i]
+            high = min(-(-(stop + reach) // domain.stride[i]) * domain.stride[i], n)
+        read[axis], inner[axis] = slice(low, high), slice(start - low, stop - low)
+    box = [read.get(axis, slice(0, 1)) for axis in "ZYX"]
+    models = _noise(prior, noise, sizes.get("C", 1))
+    plane = (sizes["Y"], sizes["X"])
+    cropped = restore(
+        volume.replace(data=volume.data[tuple(read.values())]),
+        prior,
+        noise=[_cut(fit_to_frame(model, plane), box[1], box[2]) for model in models],
+        operator=operator if isinstance(operator, Identity) else operator.crop(box),
+        **settings,
+    )
+    kept = tuple(inner.get(axis, slice(None)) if axis != "C" else slice(None) for axis in cropped.axes)
+    where = {axis: [part[axis].start, part[axis].stop] for axis in part}
+    history = (*cropped.history[:-1], {**cropped.history[-1], "part": where})
+    return cropped.replace(data=cropped.data[kept], history=history)
+
+
+def take_output(restored: Volume, name: str) -> Volume:
+    """Take one of the outputs of draws: "mean", "std", a quantile, or "draw 1".
+
+    Parameters
+    ----------
+    restored : Volume
+        From `restore(method="samples")`, also when it was saved and opened again.
+    name : str
+        The output.
+
+    Returns
+    -------
+    Volume
+        With the axes of the volume that was restored.
+
+    Raises
+    ------
+    RestorationError
+        If there is no such output.
+    """
+    data, axes, labels = _by_output(restored)
+    if name not in labels:
+        raise RestorationError(f"output {name!r} was not asked for; there are {', '.join(labels)}")
+    number = labels.index(name)
+    names = tuple(given.removesuffix(name).rstrip() for given in restored.channel_names[number :: len(labels)])
+    return restored.replace(data=data[number], axes=axes, channel_names=names if all(names) else ())
+
+
+def take_draws(restored: Volume) -> da.Array:
+    """Take all draws, along an axis of their own.
+
+    Parameters
+    ----------
+    restored : Volume
+        From `restore(method="samples", outputs=[..., "draws"])`.
+
+    Returns
+    -------
+    dask array, shape (draws, *shape of the volume that was restored)
+
+    Raises
+    ------
+    RestorationError
+        If the draws were not asked for.
+    """
+    data, _, labels = _by_output(restored)
+    if "draw 1" not in labels:
+        raise RestorationError(f"the draws were not asked for (outputs=[..., 'draws']); there are {', '.join(labels)}")
+    first = labels.index("draw 1")
+    return data[first : first + sum(label.startswith("draw ") for label in labels)]
+
+
+def _by_output(restored: Volume) -> tuple[da.Array, str, list[str]]:
+    """Give what was restored with the outputs along a first axis of their own, the other axes, and the labels."""
+    records = [record for record in restored.history if record.get("action") == "restore" and "outputs" in record]
+    if not records or "C" not in restored.axes:
+        raise RestorationError(f"{restored.name or 'the volume'} holds no draws; restore with method='samples'")
+    record = records[-1]
+    labels = [label for output in record["outputs"] for label in Output(output).labels(record["draws"])]
+    at = restored.axes.index("C")
+    shape = restored.shape
+    split = restored.data.reshape((*shape[:at], shape[at] // len(labels), len(labels), *shape[at + 1 :]))
+    data = da.moveaxis(split, at + 1, 0)
+    if "C" in record["axes"]:
+        return data, restored.axes, labels
+    return data[(slice(None),) * (at + 1) + (0,)], restored.axes.replace("C", ""), labels
+
+
+def _cut(noise: NoiseModel, rows: slice, columns: slice) -> NoiseModel:
+    """Cut the maps of a noise model to a region of the frame."""
+    names = ("gain", "intercept", "offset", "read_noise", "hot_pixels")
+    maps = {name: getattr(noise, name) for name in names if np.ndim(getattr(noise, name)) == 2}
+    return replace(noise, **{name: values[rows, columns] for name, values in maps.items()})
 
 
 def _mean_blocks(restorer: Restorer, volume: Volume, limit: Sequence[int]) -> Any:
@@ -269,9 +434,7 @@ def _draw_block(drawing: DrawRestorer, axes: str, block_info: Any = None) -> NDA
     return drawing.restorer.convert(values).reshape(shape)
 
 
-def _noise(
-    prior: Prior, noise: NoiseModel | Sequence[NoiseModel] | None, channels: int
-) -> tuple[NoiseModel, ...]:
+def _noise(prior: Prior, noise: NoiseModel | Sequence[NoiseModel] | None, channels: int) -> tuple[NoiseModel, ...]:
     if noise is None:
         models: tuple[NoiseModel, ...] = prior.noise
     else:
@@ -279,9 +442,7 @@ def _noise(
     if len(models) == 1:
         models = models * channels
     if len(models) != channels:
-        raise RestorationError(
-            f"{len(models)} noise models for {channels} channels; give one, or one per channel"
-        )
+        raise RestorationError(f"{len(models)} noise models for {channels} channels; give one, or one per channel")
     return models
 
 
@@ -314,4 +475,15 @@ def _chunks(size: int, limit: int, stride: int) -> tuple[int, ...]:
     return tuple(min(step, size - a) for a in range(0, size, step))
 
 
-__all__ = ["Clipping", "RestorationError", "RestorationWarning", "Restorer", "TileWarning", "plan_tile", "restore"]
+__all__ = [
+    "Clipping",
+    "RestorationError",
+    "RestorationWarning",
+    "Restorer",
+    "TileWarning",
+    "plan_tile",
+    "restore",
+    "restore_part",
+    "take_draws",
+    "take_output",
+]

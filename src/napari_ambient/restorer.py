@@ -24,7 +24,7 @@ from .devices import memory_errors
 from .noise import NoiseModel
 from .prior import Prior
 from .recorruption import Quanta, Recorruption, choose_recorruption, from_photons, to_photons, trusted
-from .sampling import TileWarning, network_domain
+from .sampling import CallCount, TileWarning, network_domain
 from .volumes import Volume
 from .volumes.tiles import Tile, split
 
@@ -77,6 +77,8 @@ class Restorer:
     clipping: Clipping = field(default_factory=Clipping)
     too_large: float = math.inf
     """Voxels (with halo) of the smallest tile that did not fit into memory."""
+    count: CallCount = field(default_factory=lambda: CallCount(None, 1, 0))
+    """Told of every network call."""
 
     def __post_init__(self) -> None:
         quanta = Quanta(**self.prior.record.quanta) if self.prior.record.quanta else None  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ class Restorer:
         halves = split(core, [max(s, 8) for s in self.domain.stride])
         if tile.voxels < self.too_large or halves is None:
             try:
-                with memory_errors():
+                with memory_errors(), self.count.watched():
                     return self.convert(self._restore(tile, time, channel))
             except MemoryError as error:
                 if halves is None:
@@ -165,6 +167,7 @@ class Restorer:
             measured=True,
             channel=min(channel, scales - 1),
         )
+        self.count.called()
         return self.form.photons(answer)
 
     def read(self, time: int, channel: int, box: Sequence[slice], *, holes: bool = False) -> Array:

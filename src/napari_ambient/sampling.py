@@ -14,12 +14,17 @@ own and blended afterwards lose half of the variance where they overlap.) What i
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .denoiser import Denoiser
 from .devices import memory_errors
@@ -30,11 +35,92 @@ from .recorruption import Recorruption, fill
 from .samplers import Noise, accumulate, dpm_ode, dpm_sde, exposure_ladder, ladder
 from .volumes.tiles import Domain, cores, split
 
-LONGEST = 16.0  # exposure of a draw's photons, as `objectives/virtual_exposures.py` trains it
+LONGEST = 32.0  # exposure of a draw's photons, as `objectives/virtual_exposures.py` trains it; why, is said there
+GLANCE = 0.05  # seconds between two looks of who watches, within one network call
 ABOVE = 1.02  # level at which a draw from Gaussian noise starts, in units of sigma_y
 
 Key = tuple[int, ...]
 """Whatever tells one stream of random numbers from another: (seed, time, channel, draw, ...)."""
+
+
+Watch = Callable[[int, int], None]
+"""watch(done, total), told of every network call; what it raises stops the work."""
+
+
+class CallCount:
+    """Count the network calls of a restoration, and tell somebody who watches.
+
+    How many there will be is foreseen from equal pieces of work (draws), and corrected by every piece that ends: tiles
+    are halved when memory runs out, images with holes take another method, finished draws are read from the disk.
+
+    Parameters
+    ----------
+    watch : Watch or None
+        Told ``(done, total)`` after every network call, and again with the same numbers while one lasts (`watched`).
+        Whatever it raises ends the work.
+    pieces : int
+        Pieces of work.
+    calls : int
+        Network calls foreseen for each.
+    """
+
+    def __init__(self, watch: Watch | None, pieces: int, calls: int) -> None:
+        self._watch, self._left, self._calls = watch, pieces, calls
+        self._done, self._total = 0, pieces * calls
+        self._lock = threading.Lock()
+
+    def called(self) -> None:
+        """Say that the network was called."""
+        with self._lock:
+            self._done += 1
+        self.look()
+
+    def look(self) -> None:
+        """Let the watcher have a look, and stop the work."""
+        if self._watch is not None:
+            with self._lock:
+                done, total = self._done, max(self._total, self._done)
+            self._watch(done, total)
+
+    def piece_ended(self, calls: int | None = None) -> None:
+        """Say that a piece has ended after so many calls; None: it was there already."""
+        with self._lock:
+            self._left = max(self._left - 1, 0)
+            if calls is None:
+                self._done += self._calls
+            else:
+                self._calls = calls
+                self._total = self._done + self._left * calls
+        if calls is None:
+            self.look()
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Let the watcher look in from within network calls and Fourier transforms too, which can take seconds."""
+        return nullcontext() if self._watch is None else _Glances(self.look)
+
+    def __reduce__(self) -> tuple[type[CallCount], tuple[None, int, int]]:
+        """Travel to the workers of a cluster, where nobody watches."""
+        return CallCount, (None, self._left, self._calls)
+
+
+class _Glances(TorchFunctionMode):
+    """Call `look` before an operation of torch in this thread, at most twenty times a second."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__()
+        self.look, self.last = look, time.monotonic()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if time.monotonic() - self.last > GLANCE:
+            self.look()
+            self.last = time.monotonic()
+        return func(*args, **(kwargs or {}))
 
 
 class TileWarning(UserWarning):
@@ -54,11 +140,21 @@ class TiledDenoiser:
         Largest tile (Z, Y, X), voxels.
     device : torch.device
         Where the network runs; the images stay where they are.
+    count : CallCount, optional
+        Told of every network call.
     """
 
-    def __init__(self, denoiser: Denoiser, domain: Domain, tile: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        domain: Domain,
+        tile: Sequence[int],
+        device: torch.device,
+        count: CallCount | None = None,
+    ) -> None:
         self.denoiser, self.domain, self.tile, self.device = denoiser, domain, tuple(tile), device
-        self.tiles = 0
+        self.count = count or CallCount(None, 1, 0)
+        self.calls = 0
 
     def __call__(self, x_t: Tensor, sigma: Tensor, **condition: object) -> Tensor:
         """Call D on a whole image.
@@ -109,7 +205,6 @@ class TiledDenoiser:
                 self._fill(result, x_t, half, sigma, condition)
 
     def _call(self, x_t: Tensor, core: Sequence[slice], sigma: Tensor, condition: dict[str, object]) -> Tensor:
-        self.tiles += 1
         tile = self.domain.tile(core)
         box, indices = tile.sources()
         part = x_t[0, 0][box]
@@ -120,13 +215,19 @@ class TiledDenoiser:
         arguments = self.denoiser.arguments
         if arguments.dims == 3:
             answer: Tensor = self.denoiser(part[None, None], level, **condition)[0, 0]
+            self._called()
             return answer[tile.inner].to(x_t.device)
         half = arguments.channels // 2
         planes = []
         for z in range(tile.inner[0].start, tile.inner[0].stop):
             seen = part[None, z - half : z + half + 1].contiguous(memory_format=torch.channels_last)
             planes.append(self.denoiser(seen, level, **condition)[0, half][tile.inner[1:]])
+            self._called()
         return torch.stack(planes).to(x_t.device)
+
+    def _called(self) -> None:
+        self.calls += 1
+        self.count.called()
 
 
 def network_domain(network: UNet, shape: Sequence[int]) -> Domain:
@@ -137,6 +238,14 @@ def network_domain(network: UNet, shape: Sequence[int]) -> Domain:
     # a margin of one coarsest cell keeps the zeros that convolutions pad with away from the border's voxels
     margin = tuple(r if s == 1 else s * max(1, 8 // s) for s, r in zip(stride, reach, strict=True))
     return Domain(tuple(shape), tuple(stride), tuple(reach), margin)
+
+
+def network_calls(denoiser: Denoiser, shape: Sequence[int], tile: Sequence[int]) -> int:
+    """Count the network calls for an image (Z, Y, X) in tiles of at most `tile` voxels; 2D networks see planes."""
+    domain = network_domain(denoiser.network, shape)
+    tile = [max(t // s * s, s) for t, s in zip(tile, domain.stride, strict=True)]
+    over = [-(-n // t) for n, t in zip(shape, tile, strict=True)]
+    return (shape[0] if denoiser.arguments.dims == 2 else over[0]) * over[1] * over[2]
 
 
 def keyed_noise(key: Key, first_plane: int = 0) -> Noise:
@@ -152,8 +261,9 @@ def keyed_noise(key: Key, first_plane: int = 0) -> Noise:
 
     def noise(step: int, like: Tensor) -> Tensor:
         planes = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, step, first_plane + z])))
-            .standard_normal(tuple(like.shape[-2:]), dtype=np.float32)
+            np.random.Generator(
+                np.random.Philox(np.random.SeedSequence([*key, step, first_plane + z]))
+            ).standard_normal(tuple(like.shape[-2:]), dtype=np.float32)
             for z in range(like.shape[-3])
         ]
         return torch.from_numpy(np.stack(planes)).reshape(like.shape).to(like)

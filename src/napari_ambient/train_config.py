@@ -1,11 +1,20 @@
-"""How to train: the settings, apart from the loop so that they can be shown without loading torch."""
+"""How to train: the settings and their presets, apart from the loop so that they can be shown without loading torch.
+
+In the flow: before training. Menus, notebooks and the command line make a `TrainConfig` with `preset`, which
+`training.py` follows.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, get_args
 
-from .choices import Below, Dims, Form, Precision, Size
+from .choices import Below, Dims, Form, Precision, PresetName, Size
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The file, in the bundle to be, from which a training goes on."""
 
 
 class TrainingError(ValueError):
@@ -104,3 +113,62 @@ class TrainConfig:
             raise TrainingError(f"below is {self.below!r}; choose one of {', '.join(get_args(Below))}")
         if self.dims not in ("auto", "2D", "2.5D", "3D"):
             raise TrainingError(f"dims is {self.dims!r}; choose auto, 2D, 2.5D or 3D")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice of settings.
+
+    Parameters
+    ----------
+    summary : str
+        What it is for, in a few words.
+    settings : mapping
+        Fields of `TrainConfig` that differ from its defaults.
+    """
+
+    summary: str
+    settings: Mapping[str, Any]
+
+
+PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
+    {
+        "quick": Preset(
+            "a first look: 600 steps of the small network", {"steps": 600, "below_steps": 300, "validations": 12}
+        ),
+        "balanced": Preset("the usual choice: 3000 steps of the small network", {}),
+        "best": Preset(
+            "8000 steps of the medium network; with a GPU, or over night",
+            {"steps": 8000, "below_steps": 2500, "size": "medium", "validations": 40},
+        ),
+    }
+)
+"""The presets, the quickest first."""
+
+
+def preset(name: PresetName, **changes: Any) -> TrainConfig:
+    """Give the settings of a preset.
+
+    Parameters
+    ----------
+    name : {"quick", "balanced", "best"}
+        Which; `PRESETS` says what they are for. "balanced" is ``TrainConfig()``.
+    **changes
+        Fields of `TrainConfig` that are to be otherwise.
+
+    Returns
+    -------
+    TrainConfig
+
+    Raises
+    ------
+    TrainingError
+        If there is no such preset or no such field.
+    """
+    if name not in PRESETS:
+        raise TrainingError(f"preset is {name!r}; choose one of {', '.join(PRESETS)}")
+    known = [field.name for field in fields(TrainConfig)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TrainingError(f"no setting is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return TrainConfig(**{**PRESETS[name].settings, **changes})

@@ -54,11 +54,10 @@ from .recorruption import (
     to_photons,
     trusted,
 )
-from .train_config import TrainConfig, TrainingError
+from .train_config import CHECKPOINT, TrainConfig, TrainingError
 from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
 
-CHECKPOINT = "checkpoint.safetensors"
 MOVED = 0.2  # standard deviations of the noise that one-call answers may move in the stage below it without a word
 
 
@@ -639,4 +638,4 @@ def _choose_patch(
     return full[0], full[1], full[2]
 
 
-__all__ = ["Step", "TrainConfig", "TrainingError", "iter_train", "schedule", "train"]
+__all__ = ["CHECKPOINT", "Step", "TrainConfig", "TrainingError", "iter_train", "schedule", "train"]

@@ -3,7 +3,9 @@
 Each draw is a clean image that the measurement could have come from (`sampling.py`); what they agree on is known, where
 they differ is not. One image (a plane for a 2D prior, a stack otherwise) of one time point and channel is worked on at
 a time, with its whole state in memory, and a finished draw can be kept in a work folder, so that a killed run goes on
-with the draws that it lacks. `restoration.restore(method="samples")` makes a lazy volume of it.
+with the draws that it lacks. The mean of draws through an operator takes in those that split Gibbs makes on the way,
+which saves many: K independent draws leave 1/K of the posterior's variance in it. `restoration.restore` makes a lazy
+volume of it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,9 +41,10 @@ from .prior import write_whole
 from .recorruption import at, blur, fill, to_photons, trusted
 from .restorer import RestorationError, Restorer
 from .samplers import Noise
-from .sampling import TiledDenoiser, keyed_noise, network_domain, posterior_draw
+from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, posterior_draw
 
 Array = NDArray[np.float32]
+CALLS_PER_STAGE = 6  # of split Gibbs
 STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
 
 
@@ -98,6 +102,8 @@ class DrawRestorer:
         Posterior method for an operator other than Identity.
     spread : float
         Widens the draws about their mean (`recalibration.py`).
+    watch : Watch, optional
+        Told of every network call.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class DrawRestorer:
         operator: Operator | None = None,
         posterior: MethodName = "split_gibbs",
         spread: float = 1.0,
+        watch: Watch | None = None,
     ) -> None:
         self.operator, self.posterior = operator or Identity(), posterior
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
@@ -130,6 +137,7 @@ class DrawRestorer:
             )
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
+        self.count = self._foresee(watch)
 
     @property
     def planes(self) -> bool:
@@ -157,14 +165,16 @@ class DrawRestorer:
             In the units of the volume.
         """
         measured = (planes.stop - planes.start, *self.restorer.domain.shape[1:])
-        shape = self.clean_shape(measured)
+        shape = tuple(self._operator(planes).input_shape(measured))
         keep = any(o.quantile is not None or o.name == "draws" for o in self.outputs)
         self._check_memory(shape, keep)
         noise = self.restorer.noise[channel]
         total = np.zeros(shape)
         squares = np.zeros(shape)
+        middle = np.zeros(shape)
         kept: list[Array] = []
-        for count, draw in enumerate(self._draw_all(time, channel, planes, shape), 1):
+        for count, (draw, mean) in enumerate(self._draw_all(time, channel, planes, shape), 1):
+            middle += (mean - middle) / count
             # Welford's update: no difference of large numbers
             difference = draw - total
             total += difference / count
@@ -180,7 +190,7 @@ class DrawRestorer:
         results: list[NDArray[np.floating[Any]]] = []
         for output in self.outputs:
             if output.name == "mean":
-                results.append(zero + gain * total)
+                results.append(zero + gain * middle)
             elif output.name == "std":
                 results.append(gain * self.spread * np.sqrt(squares / max(self.draws - 1, 1)))
             elif output.name == "draws":
@@ -191,7 +201,17 @@ class DrawRestorer:
                 results.append(zero + gain * (total + self.spread * (quantile - total)))
         return np.stack([np.asarray(r, dtype=np.float32) for r in results])
 
-    def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
+    def _operator(self, planes: slice) -> Operator:
+        """Give the operator of the planes that are an image of their own: a mask is cut to them."""
+        whole = self.restorer.domain.shape
+        if not self.planes or (planes.start, planes.stop) == (0, whole[0]) or isinstance(self.operator, Identity):
+            return self.operator
+        return self.operator.crop([planes, slice(0, whole[1]), slice(0, whole[2])])
+
+    def _draw_all(
+        self, time: int, channel: int, planes: slice, shape: tuple[int, ...]
+    ) -> Iterator[tuple[Array, Array]]:
+        """Give each draw, and the mean of the draws that were made on the way to it (the draw, if it is one)."""
         counts, valid, holes = self._read(time, channel, planes)
         digest = "" if self.work is None else self._digest(counts, valid)
         for number in range(self.draws):
@@ -199,12 +219,15 @@ class DrawRestorer:
             name = "_".join(map(str, (*key, planes.start, digest)))
             path = None if self.work is None else self.work / f"{name}.npy"
             if path is not None and path.exists():
-                yield np.load(path)
+                found = np.load(path)
+                yield found[0], found[-1]
+                self.count.piece_ended()
                 continue
-            draw = self._draw(counts, valid, key, planes.start, channel, holes)
+            with self.count.watched():
+                draw = self._draw(counts, valid, key, planes.start, channel, holes)
             if path is not None:
                 write_whole(path, _npy(draw))
-            yield draw
+            yield draw[0], draw[-1]
 
     def _draw(
         self,
@@ -216,33 +239,43 @@ class DrawRestorer:
         holes: bool,
     ) -> Array:
         restorer = self.restorer
-        shape = self.clean_shape(counts.shape[-3:])
+        operator = self._operator(slice(first, first + counts.shape[-3]) if self.planes else slice(None))
+        shape = tuple(operator.input_shape(tuple(counts.shape[-3:])))
         domain = network_domain(restorer.prior.denoiser.network, shape)
-        tiled = TiledDenoiser(restorer.prior.denoiser, domain, self.tile, restorer.device)
+        tiled = TiledDenoiser(restorer.prior.denoiser, domain, self.tile, restorer.device, self.count)
         scales = len(restorer.prior.denoiser.scales)  # type: ignore[arg-type]
 
         def denoise(x_t: torch.Tensor, sigma: torch.Tensor, **condition: Any) -> torch.Tensor:
             condition["channel"] = min(channel, scales - 1)
             return tiled(x_t, sigma, **condition)
 
+        clean: Array
         result: torch.Tensor | None = None
         noise = keyed_noise(key, first)
         if holes or not isinstance(self.operator, Identity):
             # some methods differentiate the network
             with torch.inference_mode(self.posterior in ("split_gibbs", "diffpir")):
-                return self._draw_through(counts, valid, denoise, noise)
+                clean = self._draw_through(counts, valid, operator, denoise, noise)
+            self.count.piece_ended(tiled.calls)
+            return clean
         with torch.inference_mode():
             for reached in posterior_draw(restorer.form, denoise, counts, valid, steps=self.steps, noise=noise):
                 result = reached
         assert result is not None
-        clean: Array = result[0, 0].numpy()
+        self.count.piece_ended(tiled.calls)
+        clean = result[0].numpy()
         return clean
 
     def _draw_through(
-        self, counts: torch.Tensor, valid: torch.Tensor | None, denoise: Callable[..., torch.Tensor], noise: Noise
+        self,
+        counts: torch.Tensor,
+        valid: torch.Tensor | None,
+        operator: Operator,
+        denoise: Callable[..., torch.Tensor],
+        noise: Noise,
     ) -> Array:
         """Draw what was before the operator; hot pixels and holes are a mask behind it."""
-        operator, form = self.operator, self.restorer.form
+        form = self.restorer.form
         if valid is not None:
             operator = Mask(valid[0, 0].numpy()) @ operator
             counts = torch.where(valid, counts, torch.zeros_like(counts))
@@ -256,12 +289,28 @@ class DrawRestorer:
         def at_level(z: torch.Tensor, sigma: float) -> torch.Tensor:
             return denoise(z, torch.tensor([sigma]), corruption="gaussian").to(torch.float32)
 
-        z: torch.Tensor | None = None
-        for _, reached in sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise):
-            z = reached
-        assert z is not None
-        light: Array = form.photons(z.detach())[0, 0].numpy()
-        return light
+        # split Gibbs' last third are draws too, each close to the one before: their mean is nearer to the posterior's
+        held = self.steps // 3 if self.posterior == "split_gibbs" else 0
+        light, total, count = counts, torch.zeros(()), 0
+        for number, (_, z) in enumerate(
+            sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise)
+        ):
+            light = form.photons(z.detach())
+            if held and number >= self.steps - 1 - held:
+                total, count = total + light, count + 1
+        pair: Array = torch.cat([light[0], total[0] / count if count else light[0]]).numpy()
+        return pair
+
+    def _foresee(self, watch: Watch | None) -> CallCount:
+        """Foresee the network calls: (images and draws) pieces of (steps and tiles) calls."""
+        restorer = self.restorer
+        shape = self.clean_shape(restorer.domain.shape)
+        images = math.prod(n for axis, n in restorer.volume.sizes.items() if axis in "TC")
+        if self.planes:
+            images, shape = images * shape[0], (1, *shape[1:])
+        through = not isinstance(self.operator, Identity)
+        steps = self.steps * (CALLS_PER_STAGE if through and self.posterior == "split_gibbs" else 1)
+        return CallCount(watch, images * self.draws, steps * network_calls(restorer.prior.denoiser, shape, self.tile))
 
     def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
         restorer = self.restorer

@@ -288,6 +288,10 @@ class BlockWritten:
     """Voxels in this block."""
     level: int
     """Level of the pyramid it belongs to; 0 is the volume itself, the others take little time."""
+    path: Path
+    """Where the file lies while it is written, under a temporary name; `growing.GrowingArray` reads it there."""
+    target: Path
+    """Where it will lie when it is complete."""
 
 
 def save_volume(
@@ -435,14 +439,14 @@ def _save(
             with _write_faults(target, need):
                 out.write(0, start, block)
             index += 1
-            yield BlockWritten(index, total, block.size, 0)
+            yield BlockWritten(index, total, block.size, 0, temporary, target)
         for level, part in enumerate(boxes, 1):
             for start, stop in part:
                 with _write_faults(target, need):
                     block = _halve(out, level, start, stop, shapes[level - 1])
                     out.write(level, start, block)
                 index += 1
-                yield BlockWritten(index, total, block.size, level)
+                yield BlockWritten(index, total, block.size, level, temporary, target)
         with _write_faults(target, need):
             out.finish(ranges.found() if ranges is not None else ())
             out.close()

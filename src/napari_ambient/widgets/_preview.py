@@ -1,0 +1,155 @@
+"""The preview of a training: which part of the image, and the layer that shows it.
+
+Shapes layer or the view's centre → part → `_training_job` → layer that sharpens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Shapes
+
+from napari_ambient.volumes.volume import canonical
+from napari_ambient.widgets._layers import METADATA, layer_arguments, rectangle
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from napari_ambient.volumes import Volume
+    from napari_ambient.widgets._training_job import Seen
+
+SIDE, SIDE_3D, PLANES = 192, 128, 16
+"""Voxels along Y and X of one plane or of each of several, and the number of planes: small, so that it is quick."""
+LARGEST = 512
+"""Voxels along Y and X of a drawn part, at most."""
+
+
+def preview_part(
+    viewer: Viewer, volume: Volume, layer: Image | None, axes: str | None, shapes: Shapes | None
+) -> dict[str, slice]:
+    """Choose what a preview shows: a drawn rectangle, or the middle of what is seen.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Its camera and sliders.
+    volume : Volume
+        The image, whole.
+    layer : Image or None
+        Where it comes from; None for a file, of which the middle is shown.
+    axes : str or None
+        The axes of the layer.
+    shapes : Shapes or None
+        On which the part is drawn; None for the middle of the view.
+
+    Returns
+    -------
+    dict of str to slice
+        By axis of the volume: one time point, a few planes, a part of Y and X; channels stay whole.
+
+    Raises
+    ------
+    LayerError
+        If the drawn shape lies outside the image.
+    """
+    sizes = volume.sizes
+    middle = {axis: n // 2 for axis, n in sizes.items()}
+    if layer is not None and axes is not None:
+        middle |= _seen(viewer, layer, axes)
+    side = SIDE if sizes.get("Z", 1) == 1 else SIDE_3D
+    length = {"T": 1, "Z": PLANES, "Y": side, "X": side}
+    part = {axis: _around(middle[axis], length[axis], sizes[axis]) for axis in canonical("".join(sizes)) if axis != "C"}
+    if shapes is not None and layer is not None:
+        for axis, drawn in zip("YX", rectangle(shapes, layer, volume), strict=True):
+            centre = (drawn.start + drawn.stop) // 2
+            small = drawn.stop - drawn.start <= LARGEST
+            part[axis] = drawn if small else _around(centre, LARGEST, sizes[axis])
+    return part
+
+
+def _seen(viewer: Viewer, layer: Image, axes: str) -> dict[str, int]:
+    """Voxel in the middle of the view, by axis."""
+    point = np.array(viewer.dims.point, dtype=float)
+    if viewer.dims.ndisplay == 2:
+        # axes that are not shown stay where the sliders are
+        shown = list(viewer.dims.displayed)
+        point[shown] = viewer.camera.center[-len(shown) :]
+    voxel = np.asarray(layer.world_to_data(point[-layer.ndim :]))
+    return {axis: round(float(v)) for axis, v in zip(axes, voxel, strict=True)}
+
+
+def _around(centre: int, length: int, size: int) -> slice:
+    length = min(length, size)
+    start = min(max(centre - length // 2, 0), size - length)
+    return slice(start, start + length)
+
+
+class PreviewLayer:
+    """The layer that shows the previews of one training; once the user removes it, it stays away.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Where.
+    name : str
+        What to call it.
+    like : Image or None
+        The layer that is trained on.
+    axes : str or None
+        Its axes.
+    """
+
+    def __init__(self, viewer: Viewer, name: str, like: Image | None, axes: str | None) -> None:
+        self._viewer, self._name, self._like, self._axes = viewer, name, like, axes
+        self._layer: Any = None
+        self._part: Mapping[str, slice] | None = None
+        self._limits: tuple[float, ...] = ()
+
+    @property
+    def layer(self) -> Any:
+        """The layer; None before the first preview."""
+        return self._layer
+
+    def show(self, seen: Seen) -> bool:
+        """Show a preview.
+
+        Parameters
+        ----------
+        seen : Seen
+            The restored part and where it lies.
+
+        Returns
+        -------
+        bool
+            Whether anybody looks: False once the user has removed the layer.
+        """
+        if self._layer is not None and self._layer not in self._viewer.layers:
+            return False
+        data, arguments = layer_arguments(
+            seen.volume, self._like, name=self._name, region=seen.part, axes=self._axes
+        )
+        values = np.asarray(data)
+        if self._layer is None:
+            arguments["metadata"][METADATA]["preview"] = True
+            arguments["contrast_limits"] = self._limits = _limits(values)
+            active = self._viewer.layers.selection.active
+            self._layer = self._viewer.add_image(values, **arguments)
+            self._viewer.layers.selection.active = active  # what is seen changes, not what is being worked on
+        else:
+            if self._part != seen.part and "translate" in arguments:
+                self._layer.translate = arguments["translate"]
+            self._layer.data = values
+            if tuple(self._layer.contrast_limits) == self._limits:  # not if the user has set other ones
+                self._layer.contrast_limits = _limits(values)
+                self._limits = tuple(self._layer.contrast_limits)
+        self._layer.metadata[METADATA] |= {"step": seen.step}
+        self._part = dict(seen.part)
+        return True
+
+
+def _limits(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Contrast of the restored part: without the noise, the source's limits would leave it dull."""
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
+    return low, high if high > low else low + 1.0

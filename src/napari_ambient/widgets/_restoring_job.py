@@ -1,0 +1,337 @@
+"""The work of the Restore form, off the Qt thread: what was asked for → volumes to show.
+
+    Task → compatibility.find_misfits | restoration.restore, restore_part → Volume → memory, or OME-Zarr on disk → Made
+
+Everything here is a plain function or value: no Qt object, no layer. Progress goes through `restore`'s `watch`, which
+also stops the work as soon as the user asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_ambient.volumes import Volume, iter_save_volume, open_volume
+
+if TYPE_CHECKING:
+    from napari_ambient.compatibility import Misfit
+    from napari_ambient.noise import NoiseModel
+    from napari_ambient.prior import Prior
+
+REPORT_EVERY = 0.1
+"""Seconds between two reports of progress."""
+SHOW_EVERY = 1.0
+"""Seconds between two looks at a file that grows."""
+LOOKED_AT = 1_000_000
+"""Voxels from which contrast limits are taken."""
+
+Result = Literal["mean", "draws"]
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to restore.
+
+    Parameters
+    ----------
+    volume : Volume
+        The image.
+    part : mapping of str to slice
+        What of it; empty: all.
+    path : Path
+        Where the result goes if it is too large for the memory.
+    measured : array_like or None
+        Where something was measured (True); None: everywhere but at NaN.
+    """
+
+    volume: Volume
+    part: Mapping[str, slice]
+    path: Path
+    measured: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the form says, all plain values.
+
+    Parameters
+    ----------
+    prior : Prior
+        The prior.
+    items : tuple of Item
+        The images.
+    refit : bool
+        Fit the noise of each image anew.
+    through : {"nothing", "psf", "holes"}
+        What is to be undone besides the noise.
+    psf : ndarray or None
+        For "psf".
+    result : {"mean", "draws"}
+        The mean alone, or with what draws say of it.
+    keep : bool
+        Keep the draws too.
+    draws, steps, seed : int
+        As for `restore`.
+    dtype : {"float32", "input"}
+        Type of the result.
+    device : str
+        Where to run.
+    memory : int
+        Bytes; larger results go to the disk.
+    """
+
+    prior: Prior
+    items: tuple[Item, ...]
+    refit: bool = False
+    through: Literal["nothing", "psf", "holes"] = "nothing"
+    psf: NDArray[Any] | None = None
+    result: Result = "mean"
+    keep: bool = False
+    draws: int = 8
+    steps: int = 18
+    seed: int = 0
+    dtype: Literal["float32", "input"] = "float32"
+    device: str = "auto"
+    memory: int = 2_000_000_000
+
+    @property
+    def method(self) -> Literal["mean", "samples"]:
+        """One call suffices for the mean of what is only noisy."""
+        return "mean" if self.result == "mean" and self.through == "nothing" else "samples"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What to make of the draws."""
+        if self.result == "mean":
+            return ("mean",)
+        return ("mean", "std", "draws") if self.keep else ("mean", "std")
+
+    def size(self, item: Item) -> int:
+        """Bytes that the result of an image takes, about."""
+        count = {"mean": 1, "std": 1, "draws": self.draws}
+        voxels = 1
+        for axis, n in item.volume.sizes.items():
+            start, stop, _ = item.part.get(axis, slice(None)).indices(n)
+            voxels *= max(stop - start, 0)
+        itemsize = 4 if self.dtype == "float32" else item.volume.dtype.itemsize
+        return voxels * itemsize * sum(count[name] for name in self.outputs)
+
+
+@dataclass(frozen=True)
+class Growing:
+    """The result of an image is being written: its mean can be looked at, voxels to come are 0."""
+
+    number: int
+    mean: Volume
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Some more of it is there."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one image.
+
+    Parameters
+    ----------
+    number : int
+        Of the item.
+    mean : Volume
+        Restored.
+    error_bar : Volume or None
+        Standard deviation of the draws.
+    draws : dask array or None
+        Shape (draws, *shape of the mean).
+    limits : mapping of str to (float, float)
+        Contrast limits for "mean" and "error bar".
+    path : Path or None
+        Where it lies on disk, if it does.
+    notes : tuple of str
+        What to know of it.
+    """
+
+    number: int
+    mean: Volume
+    error_bar: Volume | None = None
+    draws: da.Array | None = None
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+Report = Callable[[int, int, str], None]
+"""report(done, total, text), callable in any thread."""
+
+
+def restore_job(
+    task: Task, check: Callable[[], None], report: Report
+) -> Generator[Growing | Grown | Made, None, float]:
+    """Restore every image of a task, one after another.
+
+    Parameters
+    ----------
+    task : Task
+        What to do.
+    check : callable
+        Raises when the user has asked to stop.
+    report : callable
+        Told of the progress, some ten times a second.
+
+    Yields
+    ------
+    Growing, Grown, Made
+        What can be shown.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    from napari_ambient.measurement import fit_channels
+
+    begin = time.perf_counter()
+    for number, item in enumerate(task.items):
+        name = item.volume.name if len(task.items) > 1 else ""
+        check()
+        models = None
+        if task.refit:
+            report(0, 0, " ".join(("fitting the noise", f"of {name}" if name else "")).strip())
+            models = fit_channels(item.volume)
+        check()
+        yield from _restore(task, number, item, models, _Watch(check, report, name))
+    return time.perf_counter() - begin
+
+
+def look_job(
+    volume: Volume, prior: Prior, refit: bool, check: Callable[[], None]
+) -> Generator[None, None, list[Misfit]]:
+    """Find where prior and data do not fit; with `refit` by the data's own noise."""
+    from napari_ambient.compatibility import find_misfits
+    from napari_ambient.measurement import fit_channels
+
+    check()
+    yield
+    models = fit_channels(volume) if refit else None
+    check()
+    return find_misfits(volume, prior, models)
+
+
+class _Watch:
+    """What `restore` calls after every network call: it stops the work, and reports now and then."""
+
+    def __init__(self, check: Callable[[], None], report: Report, name: str) -> None:
+        self.check, self.report, self.name = check, report, name
+        self.last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.check()
+        now = time.perf_counter()
+        if done == total or now - self.last > REPORT_EVERY:
+            self.last = now
+            self.report(done, total, self.name)
+
+
+def _restore(
+    task: Task, number: int, item: Item, models: list[NoiseModel] | None, watch: _Watch
+) -> Generator[Growing | Grown | Made, None, None]:
+    from napari_ambient.operators import Blur, Identity, Mask, Operator
+    from napari_ambient.restoration import Clipping, restore, restore_part
+
+    operator: Operator = Identity()
+    if task.through == "psf":
+        if task.psf is None:
+            raise AssertionError("a deconvolution needs a PSF")
+        operator = Blur(task.psf)
+    elif task.through == "holes" and item.measured is not None:
+        operator = Mask(item.measured)
+    clipping = Clipping()
+    settings: dict[str, Any] = {"method": task.method, "dtype": task.dtype, "device": task.device}
+    if task.method == "samples":
+        settings |= {"draws": task.draws, "steps": task.steps, "seed": task.seed, "outputs": task.outputs}
+    settings |= {"noise": models, "operator": operator, "clipping": clipping, "watch": watch}
+    if item.part:
+        result = restore_part(item.volume, task.prior, item.part, **settings)
+    else:
+        result = restore(item.volume, task.prior, **settings)
+    path = None
+    if result.nbytes <= task.memory:
+        values = np.asarray(result.data.compute(scheduler="synchronous"))
+        result = result.replace(data=da.from_array(values, chunks=-1, name=False))
+    else:
+        path = item.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield from _save(result, path, number, task.method)
+        result = open_volume(path)
+    notes = (clipping.describe(),) if clipping.describe() else ()
+    yield _made(task, number, result, path, notes)
+
+
+def _save(
+    result: Volume, path: Path, number: int, method: Literal["mean", "samples"]
+) -> Generator[Growing | Grown, None, None]:
+    """Write the result block by block, and let it be looked at meanwhile."""
+    from napari_ambient.volumes.growing import GrowingArray
+
+    shown = 0.0
+    for written in iter_save_volume(path, result):
+        if written.index == 1:
+            growing = GrowingArray(written)
+            # a name of its own, so that dask keeps no old blocks of it for new ones
+            data = da.from_array(growing, chunks=result.data.chunks, name=f"growing-{id(growing)}", asarray=False)
+            yield Growing(number, _mean(result.replace(data=data), method))
+        if written.level == 0 and time.perf_counter() - shown > SHOW_EVERY:
+            shown = time.perf_counter()
+            yield Grown(number)
+
+
+def _mean(result: Volume, method: Literal["mean", "samples"]) -> Volume:
+    from napari_ambient.restoration import take_output
+
+    return result if method == "mean" else take_output(result, "mean")
+
+
+def _made(task: Task, number: int, result: Volume, path: Path | None, notes: tuple[str, ...]) -> Made:
+    from napari_ambient.restoration import take_draws, take_output
+
+    mean = _mean(result, task.method)
+    limits = {}
+    error_bar = draws = None
+    if task.through != "nothing":  # light is moved or added: the source's limits say little
+        limits["mean"] = _limits(mean, 0.001, 0.999)
+    if "std" in task.outputs and task.method == "samples":
+        error_bar = take_output(result, "std")
+        low, high = _limits(error_bar, 0.0, 0.995)
+        limits["error bar"] = (min(0.0, low), high)
+        if task.keep:
+            draws = take_draws(result)
+    return Made(number, mean, error_bar, draws, limits, path, notes)
+
+
+def _limits(volume: Volume, low: float, high: float) -> Limits:
+    """Give quantiles of a volume from some of its planes."""
+    shape = volume.shape
+    planes = int(np.prod(shape[:-2]))
+    count = max(1, min(planes, LOOKED_AT // (shape[-1] * shape[-2])))
+    values = []
+    for i in np.linspace(0, planes - 1, count).round().astype(int):
+        plane = volume.data[np.unravel_index(i, shape[:-2])] if planes > 1 else volume.data.reshape(shape[-2:])
+        step = max(1, round((plane.size / LOOKED_AT) ** 0.5))
+        seen = np.asarray(plane[::step, ::step].compute(scheduler="synchronous"))
+        values.append(seen[np.isfinite(seen)])
+    seen = np.concatenate(values)
+    if not seen.size:
+        return 0.0, 1.0
+    bottom, top = (float(q) for q in np.quantile(seen, (low, high)))
+    return bottom, max(top, bottom + 1e-6 * max(abs(bottom), 1.0))

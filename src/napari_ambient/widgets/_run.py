@@ -1,0 +1,494 @@
+"""Work off the Qt thread: a generator becomes a `Job`, which a widget follows by signals and can cancel.
+
+    make(job) → generator → (worker thread) → yielded … → succeeded | failed | cancelled → ended
+
+The worker is one of `napari.qt.threading`, so napari names it when the window is closed, and waits for it when the
+program ends. Its loop is our own: superqt's reports no `RuntimeError` of a generator (which a lack of CUDA memory is),
+leaves a cancelled generator open, and redirects the whole process's warnings, for good if two workers overlap.
+
+Every thread of the plugin is started here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from napari.qt.threading import GeneratorWorker, create_worker
+from napari.settings import get_settings
+from napari.utils.notifications import notification_manager
+from napari.utils.theme import get_theme
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QObject, Qt, QThreadPool, QTimer, Signal
+from qtpy.QtWidgets import (
+    QDockWidget,
+    QHBoxLayout,
+    QLabel,
+    QMainWindow,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+WAITING = 32
+"""Yielded values that may wait for the Qt thread; a faster generator is slowed down, the window is not."""
+
+MEMORY_REMEDY = (
+    "Out of memory. Close other programs, choose a smaller region or the preset “quick”, or lower the memory cap in "
+    "the plugin's settings; on a GPU, choose the device “cpu” there."
+)
+"""What a user is told where memory was not enough."""
+
+
+class Cancelled(Exception):
+    """The user asked to stop."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How the work ended, brought to the Qt thread as one value."""
+
+    state: Literal["succeeded", "failed", "cancelled"]
+    value: Any = None
+
+
+class _Task:
+    """The work as the worker thread sees it: no Qt object, so that it outlives a widget that is closed meanwhile."""
+
+    def __init__(self, make: Callable[[Job], Generator[Any, None, Any]], title: str) -> None:
+        self.make: Callable[[Job], Generator[Any, None, Any]] | None = make
+        self.title = title
+        self.asked = threading.Event()
+        self.room = threading.Semaphore(WAITING)
+
+    def __str__(self) -> str:
+        """Name the work in napari's question before it closes."""
+        return self.title
+
+    def check(self) -> None:
+        if self.asked.is_set():
+            raise Cancelled("stopped by the user")
+
+
+class _Worker(GeneratorWorker):
+    """A generator worker that reports every exception, and closes its generator in its own thread."""
+
+    def __init__(self, task: _Task, job: Job) -> None:
+        super().__init__(_nothing)
+        self._task: _Task = task
+        self._job: Job | None = job
+
+    def quit(self) -> None:
+        """Ask the work to stop; napari calls this when the window or the program is closed."""
+        self._task.asked.set()
+
+    def run(self) -> None:
+        """Do the work. Called by Qt, in the worker thread."""
+        self._running = True
+        self.started.emit()
+        outcome = self._work()
+        if self._job is not None and not isalive(self._job):
+            _running.discard(self._job)  # nobody is left to hear of the end
+        # Whatever the work held (images, networks) must not live as long as the window, which remembers its workers.
+        self._task.make = self._job = None
+        self._running = False
+        self.returned.emit(outcome)
+        self.finished.emit()
+        self._finished.emit(self)
+
+    def _work(self) -> _Outcome:
+        task, job = self._task, self._job
+        if task.make is None or job is None:
+            raise AssertionError("a worker runs once")
+        try:
+            job.check()
+            generator = task.make(job)
+            try:
+                while True:
+                    try:
+                        value = next(generator)
+                    except StopIteration as stop:
+                        return _Outcome("succeeded", stop.value)
+                    while not task.room.acquire(timeout=0.05):
+                        job.check()
+                    self.yielded.emit(value)
+                    job.check()
+            finally:
+                generator.close()
+        except BaseException as error:  # also KeyboardInterrupt and SystemExit, which would end the thread unheard
+            if task.asked.is_set() and _stems_from(error, Cancelled):
+                return _Outcome("cancelled")
+            return _Outcome("failed", readable(error))
+
+
+class Job(QObject):
+    """One piece of work off the Qt thread.
+
+    Parameters
+    ----------
+    make : callable
+        Called with the job in the worker thread; returns the generator to run. A generator that catches `Cancelled`
+        and returns has succeeded, with what it has so far.
+    parent : QObject or None
+        The widget that the work belongs to. Once it is closed, taken out of its window, or deleted, the job cancels
+        itself.
+    title : str
+        What the work is, as napari names it when it asks before closing: "training mito".
+    """
+
+    yielded = Signal(object)
+    """Every value that the generator yields."""
+    succeeded = Signal(object)
+    """The generator's return value."""
+    failed = Signal(Exception)
+    """The exception; every lack of memory is a `MemoryError` that says what to do."""
+    cancelled = Signal()
+    """It stopped because `cancel` was called."""
+    ended = Signal()
+    """Always last, after one of the three above."""
+
+    def __init__(
+        self, make: Callable[[Job], Generator[Any, None, Any]], parent: QObject | None = None, title: str = ""
+    ) -> None:
+        super().__init__(parent)
+        self._task = _Task(make, title or "napari-ambient is working")
+        self._running = False
+        self._started = False
+        self._watched: list[QWidget] = []
+
+    def start(self) -> None:
+        """Start the work; once."""
+        if self._started:
+            raise RuntimeError("this job was started before; make a new one with run()")
+        self._started = self._running = True
+        worker = create_worker(self._task, self, _worker_class=_Worker, _start_thread=False, _ignore_errors=True)
+        worker.yielded.connect(self._on_yielded)
+        worker.returned.connect(self._on_returned)
+        _running.add(self)
+        # Each job has its thread: on two cores, a prior must load while another one trains.
+        pool = QThreadPool.globalInstance()
+        pool.setMaxThreadCount(max(pool.maxThreadCount(), pool.activeThreadCount() + len(_running) + 1))
+        widget = self.parent()
+        while isinstance(widget, QWidget) and not isinstance(widget, QDockWidget | QMainWindow):
+            widget.installEventFilter(self)
+            self._watched.append(widget)
+            widget = widget.parentWidget()
+        worker.start()
+
+    def cancel(self) -> None:
+        """Ask the work to stop. The generator is closed at its next yield, and `check` raises inside long calls."""
+        self._task.asked.set()
+
+    def check(self) -> None:
+        """Call from inside long work, in any thread.
+
+        Raises
+        ------
+        Cancelled
+            Once `cancel` was called, or the widget is gone.
+        """
+        # A deleted widget takes its job's Qt half with it. It is looked at here: code on the signal `destroyed` runs
+        # in the middle of the destruction, and has been seen to crash.
+        if not isalive(self):
+            self._task.asked.set()
+        self._task.check()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._running
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self._started and not self._running
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._task.asked.is_set()
+
+    @property
+    def title(self) -> str:
+        """What the work is."""
+        return self._task.title
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Cancel when the widget is closed, or taken out of its dock, which is how napari closes it."""
+        if event.type() == QEvent.Type.ParentChange and watched.parent() is None:
+            self.cancel()
+        elif event.type() == QEvent.Type.Close:
+            QTimer.singleShot(0, self._cancel_if_closed)  # the widget may ask, and stay
+        return False
+
+    def _cancel_if_closed(self) -> None:
+        if any(not widget.isVisible() and not widget.isVisibleTo(widget.parentWidget()) for widget in self._watched):
+            self.cancel()
+
+    def _on_yielded(self, value: object) -> None:
+        self._task.room.release()
+        if not self.cancelling:
+            self.yielded.emit(value)
+
+    def _on_returned(self, outcome: _Outcome) -> None:
+        self._running = False
+        _running.discard(self)
+        for widget in self._watched:
+            widget.removeEventFilter(self)
+        self._watched.clear()
+        if outcome.state == "succeeded":
+            self.succeeded.emit(outcome.value)
+        elif outcome.state == "failed":
+            self.failed.emit(outcome.value)
+        else:
+            self.cancelled.emit()
+        self.ended.emit()
+
+
+_running: set[Job] = set()
+"""Keeps the jobs at work alive where nobody else does."""
+
+
+def run(make: Callable[[Job], Generator[Any, None, Any]], parent: QObject | None = None, *, title: str = "") -> Job:
+    """Make a job; connect its signals, then `start` it.
+
+    Parameters
+    ----------
+    make : callable
+        Called with the job in the worker thread; returns the generator to run.
+    parent : QObject or None
+        The widget that the work belongs to.
+    title : str
+        What the work is, as napari names it when it asks before closing.
+
+    Returns
+    -------
+    Job
+        Not started yet.
+    """
+    return Job(make, parent, title)
+
+
+def readable(error: BaseException) -> Exception:
+    """Give the error as a user should meet it.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+
+    Returns
+    -------
+    Exception
+        A `MemoryError` with the remedy for every lack of memory; a `RuntimeError` for what is no `Exception`;
+        otherwise the error itself.
+    """
+    if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+        from napari_ambient.devices import memory_errors
+
+        try:
+            with memory_errors():
+                raise error
+        except (MemoryError, RuntimeError) as known:
+            error = known
+    if isinstance(error, MemoryError) and MEMORY_REMEDY not in str(error):
+        detail = str(error)
+        told = MemoryError(f"{MEMORY_REMEDY} ({detail})" if detail else MEMORY_REMEDY)
+        told.__cause__ = error
+        return told.with_traceback(error.__traceback__)
+    if isinstance(error, Exception):
+        return error
+    ended = RuntimeError(f"the work was ended by {type(error).__name__}: {error}")
+    ended.__cause__ = error
+    return ended
+
+
+def _nothing() -> Generator[None, None, None]:
+    yield
+
+
+def _stems_from(error: BaseException | None, kind: type[BaseException]) -> bool:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class RunBar(QWidget):
+    """A progress bar with the time left and a Cancel button, for one job at a time.
+
+    Parameters
+    ----------
+    parent : QWidget or None
+        Where it lies.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.button = QPushButton("Cancel")
+        self.label = QLabel()
+        self.label.setWordWrap(True)
+        row = QHBoxLayout()
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.bar, 1)
+        row.addWidget(self.button)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(row)
+        column.addWidget(self.label)
+        self.button.clicked.connect(self._cancel)
+        self._job: Job | None = None
+        self._seen: deque[tuple[float, float]] = deque(maxlen=64)
+        self.idle()
+
+    def bind(self, job: Job) -> None:
+        """Show a job from now until it ends; Cancel stops it.
+
+        Parameters
+        ----------
+        job : Job
+            The work, running or about to be started.
+        """
+        self._job = job
+        self._seen.clear()
+        job.ended.connect(self._ended)
+        self.bar.setRange(0, 0)  # moves, without a length
+        self.label.setText("Starting…")
+        self.button.setText("Cancel")
+        self.button.setEnabled(True)
+        self.setVisible(True)
+
+    def show_progress(self, done: float, total: float, text: str = "") -> None:
+        """Show how far it is, and the time left.
+
+        Parameters
+        ----------
+        done, total : float
+            Finished and all steps, in any unit; total 0 where it is not known.
+        text : str
+            What is being done.
+        """
+        now = time.monotonic()
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # another piece of work began
+        self._seen.append((now, done))
+        if total > 0:
+            self.bar.setRange(0, 1000)
+            self.bar.setValue(round(1000 * min(max(done / total, 0.0), 1.0)))
+        else:
+            self.bar.setRange(0, 0)
+        if self._job is None or not self._job.cancelling:
+            left = self._time_left(total)
+            self.label.setText(" · ".join(part for part in (text, f"{left} left" if left else "") if part))
+
+    def idle(self, text: str = "") -> None:
+        """Show that nothing runs.
+
+        Parameters
+        ----------
+        text : str
+            The result in a few words; without, the bar is hidden.
+        """
+        self._job = None
+        self._seen.clear()
+        self.bar.setRange(0, 1000)
+        self.bar.setValue(0)
+        self.button.setEnabled(False)
+        self.label.setText(text)
+        self.setVisible(bool(text))
+
+    def _time_left(self, total: float) -> str:
+        if len(self._seen) < 2 or total <= 0:
+            return ""
+        (begin, first), (end, last) = self._seen[0], self._seen[-1]
+        if last <= first or end - begin < 0.3:
+            return ""
+        return duration((total - last) * (end - begin) / (last - first))
+
+    def _cancel(self) -> None:
+        if self._job is not None and self._job.running:
+            self.button.setText("Cancelling…")
+            self.button.setEnabled(False)
+            self.label.setText("Cancelling…")
+            self._job.cancel()
+
+    def _ended(self) -> None:
+        # Not so if another job has the bar by now, or the widget has said in it how the job ended.
+        if self._job is not None and self._job.done:
+            self.idle()
+
+
+class Message(QLabel):
+    """A word-wrapped line under a form.
+
+    Parameters
+    ----------
+    parent : QWidget or None
+        Where it lies.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWordWrap(True)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.say("")
+
+    def say(self, text: str) -> None:
+        """Show a sentence; an empty one hides the line."""
+        self._show(text, "")
+
+    def warn(self, text: str) -> None:
+        """Show a sentence that the user should not miss."""
+        self._show(f"⚠ {text}", "warning")
+
+    def error(self, error: Exception) -> None:
+        """Show an error, and notify napari of it with its full text.
+
+        Parameters
+        ----------
+        error : Exception
+            From `Job.failed`, or caught in the form.
+        """
+        self._show(f"✖ {error or type(error).__name__}", "error")
+        notification_manager.receive_error(type(error), error, error.__traceback__)
+
+    def _show(self, text: str, kind: Literal["", "warning", "error"]) -> None:
+        colour = ""
+        if kind:
+            theme = get_theme(get_settings().appearance.theme)
+            dark = theme.background.as_hsl_tuple()[2] < 0.5
+            colour = _COLOURS[kind, dark]
+        self.setStyleSheet(f"QLabel {{ color: {colour}; }}" if colour else "")
+        self.setProperty("kind", kind)
+        self.setText(text)
+        self.setVisible(bool(text))
+
+
+# napari's own are made for icons: its red is unreadable as text on the dark theme, its yellow on the light one.
+_COLOURS = {
+    ("warning", True): "#f0c040",
+    ("warning", False): "#8a5a00",
+    ("error", True): "#ff8080",
+    ("error", False): "#b00020",
+}
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words: "40 s", "3 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

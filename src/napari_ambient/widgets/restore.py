@@ -1,0 +1,664 @@
+"""Restore: a prior and an image in, a denoised, deconvolved or filled-in layer out, with error bars where asked for.
+
+    form → Task → `_restoring_job.restore_job` (restoration.restore, restore_part) → `_layers.layer_arguments` → layers
+
+The result lies exactly on its source, and its metadata say how it was made. Results above the memory cap go to an
+OME-Zarr folder, block by block, and can be looked at while they grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from napari.layers import Image
+from napari.viewer import Viewer
+from qtpy.compat import isalive
+from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtGui import QStandardItemModel
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLineEdit,
+    QPushButton,
+    QRadioButton,
+    QScrollArea,
+    QSizePolicy,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_ambient.volumes import Volume
+from napari_ambient.volumes.volume import file_stem
+from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold
+from napari_ambient.widgets._layers import (
+    METADATA,
+    LayerError,
+    known_axes,
+    layer_arguments,
+    mask_from_labels,
+    rectangle,
+    volume_from_layer,
+)
+from napari_ambient.widgets._psf import PsfForm
+from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Task, look_job, restore_job
+from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
+from napari_ambient.widgets._settings import settings
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from napari_ambient.compatibility import Misfit
+
+WAIT = 300
+"""Milliseconds without a change of prior or image until they are compared."""
+NEEDS_BELOW = (
+    "This prior knows nothing below the noise of its data, so it gives no error bars and undoes no blur: train it on "
+    "with “Error bars too”."
+)
+ERROR_COLOURS = "inferno"
+
+
+class RestoreWidget(QWidget):
+    """The Restore form.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Where the images are and the results go. (napari hands it over by this name.)
+    """
+
+    restored = Signal(list)
+    """The layers of a finished restoration."""
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self._job: Job | None = None
+        self._look: Job | None = None
+        self._misfits: list[Misfit] = []
+        self._items: tuple[Item, ...] = ()
+        self._sources: list[tuple[Image | None, str]] = []
+        self._growing: dict[int, Image] = {}
+        self._previews: list[Image] = []
+        self._layers: list[Image] = []
+        self._notes: list[str] = []
+        self._progress = _Progress()
+        self._make_parts()
+        self._lay_out()
+        self._connect()
+        self.set_theme()
+        self._source_changed()
+
+    # ------------------------------------------------------------------------------------- the form
+
+    def _make_parts(self) -> None:
+        self.prior = PriorBox(self.viewer)
+        self.source = SourceForm(self.viewer)
+        self.others = QCheckBox()
+        self.others.setToolTip("Restore all image layers that are selected in the layer list, one after another")
+        self.fit = Message()
+        self.refit = QCheckBox("Fit the noise anew to this image")
+        self.refit.setToolTip(
+            "For another camera, gain or offset than in training; without, the noise is that of the prior's own data"
+        )
+        self.task = QComboBox()
+        for text, value, tip in (
+            ("Denoise", "nothing", "Take the noise away"),
+            ("Deconvolve", "psf", "Undo the blur of the microscope too; for priors of sharp structures"),
+            ("Fill in holes", "holes", "Fill in voxels that were not measured: painted ones, and NaN"),
+        ):
+            self.task.addItem(text, value)
+            self.task.setItemData(self.task.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.psf = PsfForm(self.viewer)
+        self.holes = LayerBox(self.viewer, "labels", none="NaN voxels alone")
+        self.holes.setToolTip("Labels layer on which the holes are painted with any label; NaN are holes too")
+        self.mean = QRadioButton("Mean")
+        self.mean.setToolTip("The best estimate of every voxel")
+        self.error_bars = QRadioButton("Mean and error bar")
+        self.error_bars.setToolTip(
+            "Draw several images that the measurement could have come from; they differ by what is not known"
+        )
+        self.mean.setChecked(True)
+        self.draws = _count_box(8, 2, 256, "Images to draw; the time grows with them")
+        self.keep = QCheckBox("and the draws")
+        self.keep.setToolTip("A layer with all draws, to flick through with a slider")
+        self.below = Message()
+        self.where = QComboBox()
+        for text, value in (
+            ("whole image", "whole"),
+            ("current slice (preview)", "slice"),
+            ("drawn region, current slice (preview)", "region slice"),
+            ("drawn region", "region"),
+        ):
+            self.where.addItem(text, value)
+        self.where.setToolTip("Try a slice or a region first: it comes out as it will in the whole")
+        self.region = LayerBox(self.viewer, "shapes")
+        self.region.setToolTip("Shapes layer; the rectangle around the selected, or last, shape counts")
+        self.output = QLineEdit()
+        self.output.setToolTip("The result is larger than the memory cap of the settings and is written here")
+        self.browse = QPushButton("Browse…")
+        self.disk = Message()
+        self.steps = _count_box(18, 2, 200, "Network calls per draw; stages where blur or holes are undone")
+        self.seed = _count_box(0, 0, 2**31 - 1, "The same seed gives the same draws")
+        self.dtype = QComboBox()
+        for text, value in (("float32", "float32"), ("that of the image (rounded)", "input")):
+            self.dtype.addItem(text, value)
+        self.button = QPushButton("Restore")
+        self.bar = RunBar()
+        self.message = Message()
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(WAIT)
+
+    def _lay_out(self) -> None:
+        self.rows = _rows()
+        result = QHBoxLayout()
+        result.addWidget(self.mean)
+        result.addWidget(self.error_bars)
+        result.addStretch(1)
+        self.drawing = QWidget()
+        drawing = QHBoxLayout(self.drawing)
+        drawing.setContentsMargins(0, 0, 0, 0)
+        drawing.addWidget(self.draws, 1)
+        drawing.addWidget(self.keep)
+        for title, field in (
+            ("Task", self.task),
+            ("Holes", self.holes),
+        ):
+            self.rows.addRow(title, field)
+        self.rows.addRow(self.psf)
+        self.rows.addRow("Result", result)
+        self.rows.addRow("Draws", self.drawing)
+        self.rows.addRow(self.below)
+        self.rows.addRow("Where", self.where)
+        self.rows.addRow("Region", self.region)
+        self.target = QWidget()
+        target = QVBoxLayout(self.target)
+        target.setContentsMargins(0, 0, 0, 0)
+        file = QHBoxLayout()
+        file.addWidget(self.output, 1)
+        file.addWidget(self.browse)
+        target.addWidget(self.disk)
+        target.addLayout(file)
+        advanced = QWidget()
+        more = _rows(advanced)
+        more.setContentsMargins(8, 0, 0, 0)
+        for title, field in (("Steps", self.steps), ("Seed", self.seed), ("Type", self.dtype)):
+            more.addRow(title, field)
+        how = _group("Restore")
+        inside = how.layout()
+        assert isinstance(inside, QVBoxLayout)
+        inside.addLayout(self.rows)
+        inside.addWidget(fold("Advanced", advanced))
+        content = QWidget()
+        column = QVBoxLayout(content)
+        column.setContentsMargins(6, 6, 6, 6)
+        column.addWidget(_group("Prior", self.prior))
+        column.addWidget(_group("Image", self.source, self.others, self.fit, self.refit))
+        column.addWidget(how)
+        column.addWidget(self.target)
+        column.addWidget(self.button)
+        column.addWidget(self.bar)
+        column.addWidget(self.message)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(content)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(330)
+
+    def _connect(self) -> None:
+        self.prior.changed.connect(self._pair_changed)
+        self.source.changed.connect(self._source_changed)
+        self.refit.toggled.connect(self._pair_changed)
+        for box in (self.task, self.where, self.dtype):
+            box.currentIndexChanged.connect(self._refresh)
+        for choice in (self.mean, self.error_bars, self.keep, self.others):
+            choice.toggled.connect(self._refresh)
+        self.draws.valueChanged.connect(self._refresh)
+        for part in (self.psf, self.region, self.holes):
+            part.changed.connect(self._refresh)
+        self.browse.clicked.connect(self._ask_target)
+        self.button.clicked.connect(self.start)
+        self.bar.button.clicked.connect(self._drop_growing)
+        self._timer.timeout.connect(self._compare)
+        self._progress.moved.connect(self._show_progress)
+        selection, theme = self.viewer.layers.selection.events.changed, self.viewer.events.theme
+        selection.connect(self._refresh)
+        theme.connect(self.set_theme)
+        self.destroyed.connect(
+            lambda *_, a=selection, b=theme, one=self._refresh, two=self.set_theme: (
+                a.disconnect(one),
+                b.disconnect(two),
+            )
+        )
+
+    def set_theme(self, event: object = None) -> None:
+        """Take the colours of napari's theme."""
+        from napari.utils.theme import get_theme
+
+        if isalive(self):
+            accent = get_theme(self.viewer.theme).current.as_hex()
+            self.button.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: white; }}")
+
+    @property
+    def running(self) -> bool:
+        """Whether a restoration runs."""
+        return self._job is not None
+
+    # ------------------------------------------------------------------------------------- what changed
+
+    def _source_changed(self) -> None:
+        volumes = self._volumes()
+        self.psf.set_volume(volumes[0] if volumes else None)
+        self.output.setModified(False)
+        self._pair_changed()
+
+    def _volumes(self) -> list[Volume]:
+        """Read the source; empty while it cannot be read, and the source form says why."""
+        try:
+            return self.source.volumes() if self.source.ready else []
+        except (ValueError, OSError):  # shown in the form
+            return []
+
+    def _pair_changed(self, _: object = None) -> None:
+        """Prior, image or noise are others: compare them a moment later."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        self._misfits = []
+        if self.prior.prior is not None and self.source.ready and not self.running:
+            self._timer.start()
+        else:
+            self._timer.stop()
+        self._refresh()
+
+    def _compare(self) -> None:
+        volumes, prior = self._volumes(), self.prior.prior
+        if not volumes or prior is None:
+            return
+        refit = self.refit.isChecked()
+        job = run(lambda job: look_job(volumes[0], prior, refit, job.check), self, title="comparing prior and image")
+        self._look = job
+
+        def found(misfits: list[Misfit]) -> None:
+            if job is self._look:
+                self._look, self._misfits = None, misfits
+                self._refresh()
+
+        def failed(error: Exception) -> None:
+            if job is self._look:
+                self._look = None
+                self.fit.warn(str(error))
+
+        job.succeeded.connect(found)
+        job.failed.connect(failed)
+        job.start()
+
+    def _refresh(self, _: object = None) -> None:
+        """Show and enable what makes sense now."""
+        if not isalive(self):
+            return
+        prior = self.prior.prior
+        knows = prior is None or prior.knows_below
+        self.error_bars.setEnabled(knows)
+        items = cast(QStandardItemModel, self.task.model())
+        for row in (1, 2):
+            item = items.item(row)
+            assert item is not None
+            item.setEnabled(knows)
+        if not knows:
+            self.mean.setChecked(True)
+            self.task.setCurrentIndex(0)
+        self.below.say("" if knows else NEEDS_BELOW)
+        task, where = self.task.currentData(), self.where.currentData()
+        drawn = self.error_bars.isChecked() or task != "nothing"
+        visible = self.rows.setRowVisible
+        visible(self.below, not knows)
+        visible(self.psf, task == "psf")
+        visible(self.holes, task == "holes")
+        visible(self.drawing, drawn)
+        visible(self.region, where in ("region", "region slice"))
+        self.keep.setVisible(self.error_bars.isChecked())
+        self.steps.setEnabled(drawn)
+        self.seed.setEnabled(drawn)
+        self._show_others()
+        self._show_misfits()
+        self._show_target()
+        ready = prior is not None and self.source.ready and not self.running
+        self.button.setEnabled(ready and (task != "psf" or self.psf.psf is not None))
+        whole = where in ("whole", "region")
+        self.button.setText("Restoring…" if self.running else "Restore" if whole else "Preview")
+        for part in (self.prior, self.source, self.refit, self.others, self.task, self.psf, self.holes, self.where):
+            part.setEnabled(not self.running)
+
+    def _show_others(self) -> None:
+        others = self._other_layers()
+        self.others.setVisible(bool(others))
+        count = f"{len(others)} other selected layers" if len(others) > 1 else "the other selected layer"
+        self.others.setText(f"and {count}")
+
+    def _other_layers(self) -> list[Image]:
+        """Give the image layers that are selected besides the chosen one, in the list's order."""
+        chosen, selected = self.source.layer, self.viewer.layers.selection
+        if chosen is None:
+            return []
+        return [
+            layer for layer in self.viewer.layers if layer in selected and layer != chosen and isinstance(layer, Image)
+        ]
+
+    def _show_misfits(self) -> None:
+        told = [misfit for misfit in self._misfits if not (self.refit.isChecked() and misfit.about == "noise")]
+        self.refit.setVisible(self.source.ready)
+        if told:
+            self.fit.warn("\n".join(misfit.sentence for misfit in told))
+        else:
+            self.fit.say("")
+
+    def _show_target(self) -> None:
+        """Say where a result goes that is larger than the memory cap."""
+        task = self._task(checked=False)
+        need = 0 if task is None else max(task.size(item) for item in task.items)
+        large = task is not None and need > task.memory
+        self.target.setVisible(large)
+        if task is None or not large:
+            return
+        if not self.output.isModified():
+            self.output.setText(str(task.items[0].path))
+        self.disk.say(
+            f"The result takes {need / 1e9:.2g} GB, above the memory cap of {task.memory / 1e9:.2g} GB: it is written "
+            "to this OME-Zarr folder, and shown while it grows."
+        )
+
+    def _ask_target(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(
+            self, "Where to write the result", self.output.text(), "OME-Zarr (*.zarr)"
+        )
+        if name:
+            self.output.setText(name if name.endswith(".zarr") else f"{name}.ome.zarr")
+            self.output.setModified(True)
+
+    # ------------------------------------------------------------------------------------- the task
+
+    def _task(self, *, checked: bool = True) -> Task | None:
+        """Read the form.
+
+        Parameters
+        ----------
+        checked : bool
+            Whether regions, masks and files must be there; without, they are left out.
+
+        Raises
+        ------
+        LayerError
+            If something that was chosen cannot be used.
+        """
+        prior, volumes = self.prior.prior, self._volumes()
+        if prior is None or not volumes:
+            return None
+        chosen, through = settings(), self.task.currentData()
+        layers: list[Image | None] = [self.source.layer] * len(volumes)
+        if self.others.isChecked() and checked:
+            for layer in self._other_layers():
+                axes = known_axes(layer) or (self.source.axes if layer.ndim == len(self.source.axes or "") else None)
+                layers.append(layer)
+                volumes.append(volume_from_layer(layer, axes=axes))
+        items, sources = [], []
+        taken: set[Path] = set()
+        for layer, volume in zip(layers, volumes, strict=True):
+            axes = volume.axes if layer is None else (known_axes(layer) or self.source.axes or volume.axes)
+            part = self._part(layer, volume, axes) if checked or self.where.currentData() == "slice" else {}
+            measured = None
+            if through == "holes" and self.holes.layer is not None and checked:
+                measured = mask_from_labels(self.holes.layer, volume)
+            path = self._free_path(volume, layer, taken)
+            if checked and self.output.isModified() and not items:
+                path = Path(self.output.text()).expanduser()
+            taken.add(path)
+            items.append(Item(volume, part, path, measured))
+            sources.append((layer, axes))
+        if checked:
+            self._sources = sources
+        return Task(
+            prior=prior,
+            items=tuple(items),
+            refit=self.refit.isChecked(),
+            through=through,
+            psf=self.psf.psf if through == "psf" else None,
+            result="draws" if self.error_bars.isChecked() else "mean",
+            keep=self.keep.isChecked() and self.error_bars.isChecked(),
+            draws=self.draws.value(),
+            steps=self.steps.value(),
+            seed=self.seed.value(),
+            dtype=self.dtype.currentData(),
+            device=chosen.device,
+            memory=chosen.memory_mb * 10**6,
+        )
+
+    def _part(self, layer: Image | None, volume: Volume, axes: str) -> Mapping[str, slice]:
+        where = self.where.currentData()
+        if where == "whole":
+            return {}
+        if layer is None:
+            raise LayerError(
+                "a slice or a region is chosen on a layer; open the file in napari first, or take it whole"
+            )
+        part: dict[str, slice] = {}
+        if where in ("slice", "region slice"):
+            here = layer.world_to_data(self.viewer.dims.point)
+            displayed = [i - (self.viewer.dims.ndim - layer.ndim) for i in self.viewer.dims.displayed]
+            for i, axis in enumerate(axes):
+                if axis in "TZ" and i not in displayed:
+                    at = int(np.clip(round(float(here[i])), 0, volume.sizes[axis] - 1))
+                    part[axis] = slice(at, at + 1)
+        if where in ("region", "region slice"):
+            if self.region.layer is None:
+                raise LayerError("there is no region: add a Shapes layer (the polygon button above the layer list)")
+            part["Y"], part["X"] = rectangle(self.region.layer, layer, volume)
+        return part
+
+    def _free_path(self, volume: Volume, layer: Image | None, taken: set[Path]) -> Path:
+        folder = settings().cache_folder
+        source = volume.source or (None if layer is None else layer.source.path)
+        if source is not None and Path(source).parent.is_dir():
+            folder = Path(source).parent
+        stem = file_stem(volume.name.replace("/", "_").replace("\\", "_") or "image")
+        path, number = folder / f"{stem}_restored.ome.zarr", 1
+        while path.exists() or path in taken:
+            number += 1
+            path = folder / f"{stem}_restored_{number}.ome.zarr"
+        return path
+
+    # ------------------------------------------------------------------------------------- at work
+
+    def start(self) -> None:
+        """Restore what the form says."""
+        if self.running:
+            return
+        try:
+            task = self._task()
+        except (ValueError, OSError) as error:
+            self.message.error(error)
+            return
+        if task is None:
+            self.message.warn("Choose a prior and an image.")
+            return
+        self.message.say("")
+        self._items, self._layers, self._notes = task.items, [], []
+        self._timer.stop()
+        progress = self._progress
+        progress.number += 1
+        number = progress.number
+
+        def report(done: int, total: int, text: str) -> None:
+            progress.moved.emit(number, done, total, text)
+
+        job = run(
+            lambda job: restore_job(task, job.check, report), self, title=f"restoring {task.items[0].volume.name}"
+        )
+        self._job = job
+        job.yielded.connect(self._show)
+        job.succeeded.connect(self._succeeded)
+        job.failed.connect(self.message.error)
+        job.cancelled.connect(lambda: self.message.say("Cancelled; nothing was kept of what was not finished."))
+        job.ended.connect(self._ended)
+        self.bar.bind(job)
+        self._refresh()
+        job.start()
+
+    def cancel(self) -> None:
+        """Stop the restoration."""
+        if self._job is not None:
+            self._job.cancel()
+            self._drop_growing()
+
+    def _show_progress(self, number: int, done: int, total: int, text: str) -> None:
+        if self.running and number == self._progress.number:
+            self.bar.show_progress(done, total, text)
+
+    def _show(self, event: Growing | Grown | Made) -> None:
+        if isinstance(event, Grown):
+            if event.number in self._growing:
+                self._growing[event.number].refresh()
+        elif isinstance(event, Growing):
+            data, arguments = self._arguments(event.number, event.mean, "restored (growing)")
+            # nothing is kept of what is not there yet
+            self._growing[event.number] = self.viewer.add_image(data, cache=False, **arguments)
+        else:
+            self._show_made(event)
+
+    def _show_made(self, made: Made) -> None:
+        self._drop_growing(made.number)
+        preview = self.where.currentData() in ("slice", "region slice")
+        if preview:
+            for layer in self._previews:
+                if layer in self.viewer.layers:
+                    self.viewer.layers.remove(layer)
+            self._previews = []
+        suffix = " (preview)" if preview else ""
+        layers = []
+        if made.draws is not None:
+            data, arguments = self._mean_arguments(made, f"draws{suffix}")
+            data, arguments = _with_draws(made.draws, made.mean.axes, data.shape, arguments)
+            layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
+        if made.error_bar is not None:
+            data, arguments = self._arguments(made.number, made.error_bar, f"error bar{suffix}")
+            arguments |= {"colormap": ERROR_COLOURS, "contrast_limits": made.limits["error bar"]}
+            layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
+        data, arguments = self._mean_arguments(made, f"restored{suffix}")
+        layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
+        for layer in layers:
+            layer.metadata[METADATA]["prior"] = self.prior.name
+        if preview:
+            self._previews = layers
+        self._layers += layers
+        self._notes += list(made.notes)
+        if made.path is not None:
+            self._notes.append(f"written to {made.path}")
+
+    def _mean_arguments(self, made: Made, what: str) -> tuple[Any, dict[str, Any]]:
+        data, arguments = self._arguments(made.number, made.mean, what)
+        if "mean" in made.limits:
+            arguments["contrast_limits"] = made.limits["mean"]
+        return data, arguments
+
+    def _arguments(self, number: int, volume: Volume, what: str) -> tuple[Any, dict[str, Any]]:
+        """Say how to show a result of one of the images."""
+        layer, axes = self._sources[number]
+        name = f"{volume.name} {what}" if layer is None else f"{layer.name} {what}"
+        part = self._items[number].part
+        return layer_arguments(volume, layer, name=name, region=part, axes=None if layer is None else axes)
+
+    def _drop_growing(self, number: int | bool | None = None) -> None:
+        """Take the layers of unfinished files away: of one image, or of all."""
+        wanted = [number] if isinstance(number, int) and not isinstance(number, bool) else list(self._growing)
+        for each in wanted:
+            layer = self._growing.pop(each, None)
+            if layer is not None and layer in self.viewer.layers:
+                self.viewer.layers.remove(layer)
+
+    def _succeeded(self, seconds: float) -> None:
+        parts = [f"Restored in {duration(seconds)}", *self._notes]
+        if len(self._layers) > len(self._items):
+            parts.append("hide the upper layers to see those below, or show all side by side with Ctrl+G")
+        self.message.say("; ".join(parts) + ".")
+        self.restored.emit(self._layers)
+
+    def _ended(self) -> None:
+        self._drop_growing()
+        self._job = None
+        self._refresh()
+
+
+class _Progress(QObject):
+    """Brings progress from the working thread to the form."""
+
+    moved = Signal(int, int, int, str)
+    """Number of the run, done, total, what is being done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+
+def _in_memory(data: da.Array, made: Made) -> Any:
+    """Give napari the array itself where it is in memory already."""
+    return data if made.path is not None else np.asarray(data)
+
+
+def _with_draws(
+    draws: da.Array, axes: str, shape: tuple[int, ...], arguments: dict[str, Any]
+) -> tuple[da.Array, dict[str, Any]]:
+    """Put an axis of draws before those of the mean, in the order and at the place of the mean's layer."""
+    own = dict(arguments["metadata"][METADATA])
+    order = [1 + axes.index(axis) for axis in own.pop("axes") if axis in axes]
+    ndim = len(shape)
+    data = draws.transpose([0, *order]).reshape((len(draws), *shape))
+    labels = arguments.get("axis_labels") or [str(i - ndim) for i in range(ndim)]
+    changes: dict[str, Any] = {"axis_labels": ["draw", *labels], "metadata": {METADATA: own}}
+    changes["scale"] = [1.0, *arguments["scale"]]
+    changes["units"] = ["pixel", *arguments["units"]]
+    if "translate" in arguments:
+        changes["translate"] = [0.0, *arguments["translate"]]
+    for name in ("rotate", "shear", "affine"):
+        if name in arguments:
+            matrix = np.asarray(arguments[name])
+            block = np.eye(len(matrix) + 1)
+            block[1:, 1:] = matrix
+            changes[name] = block
+    return data, {**arguments, **changes}
+
+
+def _group(title: str, *parts: QWidget) -> QGroupBox:
+    group = QGroupBox(title)
+    column = QVBoxLayout(group)
+    for part in parts:
+        column.addWidget(part)
+    return group
+
+
+def _rows(parent: QWidget | None = None) -> QFormLayout:
+    rows = QFormLayout() if parent is None else QFormLayout(parent)
+    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return rows
+
+
+def _count_box(value: int, low: int, high: int, tip: str) -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(low, high)
+    box.setValue(value)
+    box.setToolTip(tip)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box

@@ -1,0 +1,733 @@
+"""Train: from a noisy layer, or files, to a prior.
+
+    SourceForm, NoisePanel, preset → Plan → `_training_job.train_job` (training.iter_train) → losses, preview → prior
+
+The prior is in every prior box of the window as soon as it is finished or stopped. An unfinished training stays in the
+cache folder, and is offered again when its images are, also after a crash.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from napari.utils.theme import get_theme
+from napari.viewer import Viewer
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtGui import QCloseEvent
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QMessageBox,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_ambient.choices import Dims, PresetName, Size
+from napari_ambient.train_config import PRESETS, TrainConfig, TrainingError, preset
+from napari_ambient.widgets._forms import LayerBox, SourceForm, fold
+from napari_ambient.widgets._layers import rectangle
+from napari_ambient.widgets._noise_panel import NoisePanel
+from napari_ambient.widgets._plots import LossPlot
+from napari_ambient.widgets._preview import PreviewLayer, preview_part
+from napari_ambient.widgets._run import Job, Message, duration, run
+from napari_ambient.widgets._session import KnownPrior, priors_of
+from napari_ambient.widgets._settings import settings
+from napari_ambient.widgets._training_job import (
+    Controls,
+    Fitted,
+    NoPreview,
+    Outcome,
+    Plan,
+    Seen,
+    Stage,
+    Told,
+    fit_job,
+    train_job,
+)
+
+if TYPE_CHECKING:
+    from napari_ambient.prior import Prior
+    from napari_ambient.training_time import TrainingTime
+    from napari_ambient.unfinished import Training
+    from napari_ambient.volumes import Volume
+
+PLUGIN, RESTORE = "napari-ambient", "Restore"
+TRAININGS = "trainings"
+"""Folder of the unfinished trainings, in the cache folder."""
+WAIT = 400
+"""Milliseconds without a change of the form until the time is estimated."""
+DIMS: dict[Dims, str] = {
+    "auto": "automatic",
+    "2D": "2D: planes alone",
+    "2.5D": "2.5D: planes with their neighbours",
+    "3D": "3D: volumes",
+}
+
+
+class TrainWidget(QWidget):
+    """The Train form.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Where the images are, and where the preview is shown. (napari hands it over by this name.)
+    config : TrainConfig, optional
+        Settings that go before those of the presets.
+    timing : float
+        Seconds that the time estimate may take, about.
+    """
+
+    def __init__(self, napari_viewer: Viewer, *, config: TrainConfig | None = None, timing: float = 2.0) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self._base, self._timing = config, timing
+        self._job: Job | None = None
+        self._fit: Job | None = None
+        self._estimate: Job | None = None
+        self._saving: Job | None = None
+        self._controls = Controls()
+        self._preview: PreviewLayer | None = None
+        self._unfinished: Training | None = None
+        self._prior: Prior | None = None
+        self._known: KnownPrior | None = None
+        self._times: dict[tuple[Any, ...], str] = {}
+        self._dock: Any = None
+        self._make_parts()
+        self._lay_out()
+        self._connect()
+        self.set_theme()
+        self._source_changed()
+
+    # ------------------------------------------------------------------------------------- the form
+
+    def _make_parts(self) -> None:
+        self.source = SourceForm(self.viewer)
+        self.region = LayerBox(self.viewer, "shapes", none="whole frame")
+        self.region.setToolTip("Train on a part of the frames only: the rectangle around the shape drawn on this layer")
+        self.noise = NoisePanel()
+        self.preset = QComboBox()
+        for name, each in PRESETS.items():
+            self.preset.addItem(name, name)
+            self.preset.setItemData(self.preset.count() - 1, each.summary, Qt.ItemDataRole.ToolTipRole)
+        self.preset.setCurrentText("balanced")
+        self.error_bars = QCheckBox("Error bars too")
+        self.error_bars.setToolTip(
+            "A second stage teaches what lies below the noise: needed for error bars, draws, deconvolution and new "
+            "images"
+        )
+        self.time = Message()
+        self.preview = LayerBox(self.viewer, "shapes", none="middle of the view")
+        self.preview.setToolTip("The part that is restored every few seconds while the training runs")
+        self.here = QPushButton("Here")
+        self.here.setToolTip("Show the preview in the middle of what you see now, or in the shape as it is drawn now")
+        self.name = QLineEdit()
+        self.name.setToolTip("What the prior is called")
+        self.dims = QComboBox()
+        for value, text in DIMS.items():
+            self.dims.addItem(text, value)
+        self.dims.setToolTip("Volumes from 8 planes on, planes with their neighbours from 3, unless you choose")
+        self.size = QComboBox()
+        for text, size in (("of the preset", None), ("small", "small"), ("medium", "medium"), ("large", "large")):
+            self.size.addItem(text, size)
+        self.size.setToolTip("Larger networks learn more and take longer; small is for computers without a GPU")
+        self.steps = _count_box(0, 10**7, "of the preset", "Training steps")
+        self.batch = _count_box(0, 4096, "of the preset", "Image crops per step; fewer need less memory")
+        self.seed = _count_box(0, 2**31 - 1, "", "The same seed gives the same prior")
+        self.train = QPushButton("Train")
+        self.train.setToolTip("Learn what the clean structures look like, from these images alone")
+        self.stop = QPushButton("Stop")
+        self.stop.setToolTip("Stop, and keep what was learned so far")
+        self.resume = QPushButton("Resume")
+        self.save = QPushButton("Save…")
+        self.save.setToolTip("Save the prior as a folder *.prior")
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.progress = QLabel()
+        self.progress.setWordWrap(True)
+        self.losses = LossPlot()
+        self.message = Message()
+        self.restore = QPushButton("Restore with this prior")
+        self.restore.setToolTip("Open the Restore form; the prior is chosen there already")
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(WAIT)
+
+    def _lay_out(self) -> None:
+        images = _group("Noisy images", self.source)
+        rows = _rows()
+        rows.addRow("Train on", self.region)
+        self.region_row = rows
+        images.layout().addLayout(rows)
+        noise = _group("Noise", self.noise)
+        how = _group("Training")
+        rows = _rows()
+        choice = QHBoxLayout()
+        choice.addWidget(self.preset, 1)
+        choice.addWidget(self.error_bars)
+        rows.addRow("Preset", choice)
+        see = QHBoxLayout()
+        see.addWidget(self.preview, 1)
+        see.addWidget(self.here)
+        rows.addRow("Preview", see)
+        inside = how.layout()
+        assert inside is not None
+        inside.addLayout(rows)
+        inside.addWidget(self.time)
+        advanced = QWidget()
+        more = QFormLayout(advanced)
+        more.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        more.setContentsMargins(8, 0, 0, 0)
+        for title, field in (
+            ("Name", self.name),
+            ("Network", self.dims),
+            ("Size", self.size),
+            ("Steps", self.steps),
+            ("Batch", self.batch),
+            ("Seed", self.seed),
+        ):
+            more.addRow(title, field)
+        inside.addWidget(fold("Advanced", advanced))
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.train, 2)
+        buttons.addWidget(self.stop, 1)
+        buttons.addWidget(self.resume, 1)
+        buttons.addWidget(self.save, 1)
+        self.running = QWidget()
+        under = QVBoxLayout(self.running)
+        under.setContentsMargins(0, 0, 0, 0)
+        under.addWidget(self.bar)
+        under.addWidget(self.progress)
+        under.addWidget(self.losses)
+        self.running.hide()
+        content = QWidget()
+        column = QVBoxLayout(content)
+        column.setContentsMargins(6, 6, 6, 6)
+        column.addWidget(images)
+        column.addWidget(noise)
+        column.addWidget(how)
+        column.addLayout(buttons)
+        column.addWidget(self.message)
+        column.addWidget(self.restore)
+        column.addWidget(self.running)
+        column.addStretch(1)
+        self.scroll = scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(content)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(330)
+
+    def _connect(self) -> None:
+        self.source.changed.connect(self._source_changed)
+        self.region.changed.connect(self._form_changed)
+        self.noise.estimate.clicked.connect(self.estimate_noise)
+        for box in (self.preset, self.dims, self.size, self.noise.form):
+            box.currentIndexChanged.connect(self._form_changed)
+        for number in (self.steps, self.batch):
+            number.valueChanged.connect(self._form_changed)
+        self.error_bars.toggled.connect(self._form_changed)
+        self.here.clicked.connect(self.move_preview)
+        self.train.clicked.connect(self.start)
+        self.stop.clicked.connect(self.ask_to_stop)
+        self.resume.clicked.connect(self.go_on)
+        self.save.clicked.connect(self.ask_where_to_save)
+        self.restore.clicked.connect(self.open_restore)
+        self._timer.timeout.connect(self._estimate_time)
+        self.viewer.events.theme.connect(self.set_theme)  # napari holds methods weakly
+
+    def set_theme(self, event: object = None) -> None:
+        """Take the colours of napari's theme."""
+        if not isalive(self):  # deleted with its window, while Python still knows it
+            self.viewer.events.theme.disconnect(self.set_theme)
+            return
+        theme = self.viewer.theme
+        self.losses.set_theme(theme)
+        self.noise.set_theme(theme)
+        accent = get_theme(theme).current.as_hex()
+        self.train.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: white; }}")
+
+    @property
+    def training(self) -> bool:
+        """Whether a training runs."""
+        return self._job is not None
+
+    def config(self) -> TrainConfig:
+        """Read the form.
+
+        Returns
+        -------
+        TrainConfig
+            Of the preset, with what was chosen besides.
+        """
+        changes: dict[str, Any] = {}
+        if self._base is not None:
+            default = TrainConfig()
+            named = {field.name: getattr(self._base, field.name) for field in fields(TrainConfig)}
+            changes |= {name: value for name, value in named.items() if value != getattr(default, name)}
+        changes |= {"dims": self.dims.currentData(), "form": self.noise.chosen_form, "seed": self.seed.value()}
+        if self.size.currentData() is not None:
+            changes["size"] = cast(Size, self.size.currentData())
+        changes |= {name: box.value() for name, box in (("steps", self.steps), ("batch", self.batch)) if box.value()}
+        changes["below"] = "auto" if self.error_bars.isChecked() else "none"
+        return preset(cast(PresetName, self.preset.currentData()), **changes)
+
+    # ------------------------------------------------------------------------------------- what changed
+
+    def _source_changed(self) -> None:
+        self.noise.clear()
+        if not self.name.isModified():
+            self.name.setText(self._free_name())
+        self._look_for_unfinished()
+        self._form_changed()
+
+    def _form_changed(self) -> None:
+        if self._estimate is not None:
+            self._estimate.cancel()
+        if self.source.ready and not self.training:
+            self._timer.start()
+        else:
+            self._timer.stop()
+            self.time.say("")
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Enable what can be pressed now."""
+        free = self.source.ready and not self.training
+        self.train.setEnabled(free)
+        self.train.setText("Training…" if self.training else "Train")
+        self.stop.setVisible(self.training)
+        self.resume.setVisible(not self.training and self._unfinished is not None)
+        self.resume.setEnabled(free)
+        self.save.setEnabled(self._prior is not None and self._saving is None)
+        self.restore.setVisible(self._prior is not None and not self.training)
+        self.noise.estimate.setEnabled(free and self._fit is None)
+        self.noise.estimate.setText("Estimate noise" if self._fit is None else "Estimating…")
+        self.here.setVisible(self.training)
+        for part in (self.source, self.region, self.preset, self.error_bars, self.dims, self.size, self.steps):
+            part.setEnabled(not self.training)
+        for other in (self.batch, self.seed, self.name, self.noise.found):
+            other.setEnabled(not self.training)
+        self.region_row.setRowVisible(self.region, self.region.count() > 1 or self.region.layer is not None)
+
+    def _free_name(self) -> str:
+        layer, files = self.source.layer, self.source.files
+        stem = layer.name if layer is not None else Path(files[0]).stem if files else "prior"
+        taken = {known.name for known in priors_of(self.viewer)}
+        name, number = stem, 1
+        while f"{name}.prior" in taken:
+            number += 1
+            name = f"{stem} {number}"
+        return name
+
+    def _volumes(self) -> list[Volume]:
+        """Read the source; what is wrong with it is shown. Empty: nothing can be done."""
+        try:
+            volumes = self.source.volumes()
+        except (ValueError, OSError) as error:
+            self.message.error(error)
+            return []
+        if not volumes:
+            self.message.warn("Open a noisy image, or choose files.")
+        return volumes
+
+    # ------------------------------------------------------------------------------------- time and noise
+
+    def _estimate_time(self) -> None:
+        """Time some steps, in a job, and say how long the training will take."""
+        try:
+            config, volumes = self.config(), self.source.volumes()
+        except (ValueError, OSError) as error:
+            self.time.warn(str(error))
+            return
+        if not volumes:
+            return
+        device = settings().device
+        key = (replace(config, seed=0), device, volumes[0].axes, volumes[0].shape)
+        if key in self._times:
+            self.time.say(self._times[key])
+            return
+        noise = self.noise.models[0] if self.noise.models else None
+        self.time.say("Timing a few steps on this machine…")
+        budget = self._timing
+
+        def work(job: Job) -> Generator[TrainingTime, None, None]:
+            from napari_ambient.training_time import iter_estimate_time
+
+            yield from iter_estimate_time(volumes, noise, config=config, device=device, budget=budget)
+
+        job = run(work, self, title="estimating the training time")
+        self._estimate = job
+
+        def show(found: TrainingTime) -> None:
+            if job is self._estimate:
+                words = found.describe()
+                self.time.say(words[0].upper() + words[1:] + ("." if found.final else " …"))
+                if found.final:
+                    self._times[key] = self.time.text()
+
+        def failed(error: Exception) -> None:
+            if job is self._estimate:
+                self.time.warn(str(error))
+
+        job.yielded.connect(show)
+        job.failed.connect(failed)
+        job.ended.connect(lambda: setattr(self, "_estimate", None) if job is self._estimate else None)
+        job.start()
+
+    def estimate_noise(self) -> None:
+        """Fit the noise of the images, and show it."""
+        volumes = self._volumes()
+        if not volumes or self._fit is not None:
+            return
+        self.message.say("")
+        job = run(lambda job: fit_job(job, volumes[0]), self, title="estimating the noise")
+        self._fit = job
+        source = (self.source.layer, self.source.files, self.source.axes)
+
+        def fitted(models: Any) -> None:
+            if source == (self.source.layer, self.source.files, self.source.axes):
+                self.noise.set_models(models)
+                if len(volumes) > 1:
+                    self.noise.message.say(
+                        f"Of the first of {len(volumes)} stacks. Each gets its own estimate in training, unless you "
+                        "change this one."
+                    )
+
+        def ended() -> None:
+            self._fit = None
+            self._refresh()
+
+        job.succeeded.connect(fitted)
+        job.failed.connect(self.message.error)
+        job.ended.connect(ended)
+        self._refresh()
+        job.start()
+
+    # ------------------------------------------------------------------------------------- training
+
+    def start(self) -> None:
+        """Train from the beginning."""
+        volumes = self._volumes()
+        if not volumes or self.training:
+            return
+        try:
+            region = None
+            if self.region.layer is not None and self.source.layer is not None:
+                region = rectangle(self.region.layer, self.source.layer, volumes[0])
+            plan = Plan(
+                tuple(volumes),
+                self.config(),
+                settings().device,
+                settings().cache_folder / TRAININGS,
+                self.name.text().strip() or "prior",
+                region,
+                self.noise.models,
+                self.noise.given,
+            )
+            self._run(plan)
+        except (ValueError, OSError) as error:
+            self.message.error(error)
+
+    def go_on(self) -> None:
+        """Go on with the unfinished training of these images."""
+        volumes = self._volumes()
+        begun = self._unfinished
+        if not volumes or begun is None or self.training:
+            return
+        try:
+            progress = begun.progress()
+            if progress is None:
+                raise TrainingError("the unfinished training is gone from the cache folder; train anew")
+            plan = Plan(
+                tuple(volumes), progress.config, settings().device, begun.entry.parent, begun.bundle.stem, resume=begun
+            )
+            self._run(plan)
+        except (ValueError, OSError) as error:
+            self.message.error(error)
+
+    def _run(self, plan: Plan) -> None:
+        if self._estimate is not None:
+            self._estimate.cancel()
+        self._timer.stop()
+        layer, axes = self.source.layer, self.source.axes
+        part = preview_part(self.viewer, plan.volumes[0], layer, axes, self.preview.layer)
+        controls = Controls(part)
+        self._controls, self._plan = controls, plan
+        if self._preview is not None and self._preview.layer in self.viewer.layers:
+            self.viewer.layers.remove(self._preview.layer)
+        self._preview = PreviewLayer(self.viewer, f"{plan.name} (preview)", layer, axes)
+        self.message.say("")
+        self.progress.setText("Starting…")
+        self.bar.setRange(0, 0)
+        self.bar.show()
+        self.progress.show()
+        self.losses.clear(plan.config.total)
+        self.running.show()
+        QTimer.singleShot(50, self._show_running)
+        if self.time.text().endswith("…"):
+            self.time.say("")
+        job = run(lambda job: train_job(job, plan, controls), self, title=f"training {plan.name}")
+        self._job = job
+        job.yielded.connect(self._told)
+        job.succeeded.connect(self._done)
+        job.failed.connect(self._failed)
+        job.cancelled.connect(lambda: self.message.say("Stopped."))
+        job.ended.connect(self._ended)
+        self._refresh()
+        job.start()
+
+    def _show_running(self) -> None:
+        if isalive(self):
+            self.scroll.ensureWidgetVisible(self.losses)
+
+    def _told(self, message: object) -> None:
+        if isinstance(message, Told):
+            self.bar.setRange(0, message.total)
+            self.bar.setValue(message.step)
+            self.losses.add(message.points)
+            if not self._controls.stop.is_set():
+                self.progress.setText(_progress_words(message))
+        elif isinstance(message, Seen):
+            if self._preview is not None and not self._preview.show(message):
+                self._controls.part = None  # the user has removed the layer
+        elif isinstance(message, Stage):
+            self.progress.setText(message.text)
+        elif isinstance(message, Fitted):
+            self.noise.set_models(message.noise)
+        elif isinstance(message, NoPreview):
+            self.message.warn(message.reason)
+
+    def ask_to_stop(self) -> None:
+        """Stop after the current step, and keep what was learned."""
+        if self.training:
+            self._controls.stop.set()
+            self.stop.setEnabled(False)
+            self.progress.setText("Stopping…")
+
+    def move_preview(self) -> None:
+        """Show the preview at another place from now on."""
+        volumes = self._plan.volumes
+        try:
+            part = preview_part(self.viewer, volumes[0], self.source.layer, self.source.axes, self.preview.layer)
+        except ValueError as error:
+            self.message.warn(str(error))
+            return
+        if self._preview is not None and self._preview.layer is not None:
+            if self._preview.layer not in self.viewer.layers:
+                self._preview = PreviewLayer(
+                    self.viewer, f"{self._plan.name} (preview)", self.source.layer, self.source.axes
+                )
+        self._controls.part = part
+
+    def _done(self, outcome: Outcome) -> None:
+        self._prior = outcome.prior
+        name = outcome.training.bundle.name
+        self._known = priors_of(self.viewer).add(name, outcome.prior)
+        took = duration(outcome.seconds)
+        if outcome.finished:
+            self.message.say(f"{name} is trained ({outcome.total} steps, {took}). Save it to keep it.")
+        else:
+            self.message.say(
+                f"Stopped after {outcome.step} of {outcome.total} steps. {name} can be used as it is; Resume goes on."
+            )
+
+    def _failed(self, error: Exception) -> None:
+        self.message.error(error)
+
+    def _ended(self) -> None:
+        self._job = None
+        self.stop.setEnabled(True)
+        self.bar.hide()
+        self.progress.hide()
+        self.running.setVisible(bool(self.losses.names))
+        if not self.name.isModified():
+            self.name.setText(self._free_name())
+        self._look_for_unfinished(quietly=True)
+        self._refresh()
+
+    def _look_for_unfinished(self, *, quietly: bool = False) -> None:
+        """Offer to go on with a training of these images that was stopped, or cut short by a crash."""
+        from napari_ambient.unfinished import known
+
+        self._unfinished = None
+        try:
+            volumes = self.source.volumes() if self.source.ready else []
+            for training in known(settings().cache_folder / TRAININGS):
+                if not volumes or not training.fits(volumes) or training.running:
+                    continue
+                progress = training.progress()
+                if progress is None:
+                    continue
+                self._unfinished = training
+                done = f"{progress.step} of {progress.config.total} steps"
+                when = time.strftime("%d %b %H:%M", time.localtime(training.entry.stat().st_mtime))
+                self.resume.setToolTip(f"Go on with {training.bundle.stem}: {done} are done ({when})")
+                if not quietly:
+                    self.message.say(f"An unfinished training of this image is there ({done}): Resume goes on with it.")
+                return
+        except (ValueError, OSError) as error:
+            if not quietly:
+                self.message.warn(str(error))
+
+    # ------------------------------------------------------------------------------------- afterwards
+
+    def ask_where_to_save(self) -> None:
+        """Ask where, and save the prior."""
+        if self._prior is None or self._known is None:
+            return
+        name, _ = QFileDialog.getSaveFileName(self, "Save the prior", self._known.name, "Priors (*.prior)")
+        if name:
+            self.save_prior(Path(name))
+
+    def save_prior(self, path: Path) -> None:
+        """Save the prior, in a job.
+
+        Parameters
+        ----------
+        path : Path
+            The folder to write; ".prior" is added where it lacks.
+        """
+        prior, before = self._prior, self._known
+        if prior is None or self._saving is not None:
+            return
+        path = path if path.suffix == ".prior" else path.with_name(path.name + ".prior")
+
+        def work(job: Job) -> Generator[None, None, Path]:
+            yield
+            return prior.save(path)
+
+        def saved(where: Path) -> None:
+            known = priors_of(self.viewer)
+            if before is not None and before in list(known) and before.path is None:
+                known.remove(before)
+            self._known = known.add(where, prior)
+            self.message.say(f"Saved {where}")
+
+        def ended() -> None:
+            self._saving = None
+            self._refresh()
+
+        job = run(work, self, title=f"saving {path.name}")
+        self._saving = job
+        job.succeeded.connect(saved)
+        job.failed.connect(self.message.error)
+        job.ended.connect(ended)
+        self._refresh()
+        job.start()
+
+    def open_restore(self) -> None:
+        """Open the Restore form, for the image that was trained on."""
+        _, widget = self.viewer.window.add_plugin_dock_widget(PLUGIN, RESTORE)
+        source = widget.findChild(SourceForm)
+        if source is not None and self.source.layer is not None:
+            source.box.choose(self.source.layer)
+
+    # ------------------------------------------------------------------------------------- closing
+
+    def event(self, event: QEvent | None) -> bool:
+        """Follow the dock that napari puts the form into: its close button asks first."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            self._watch_dock()
+        return bool(super().event(event))
+
+    def _watch_dock(self) -> None:
+        parent = self.parent()
+        while parent is not None and not hasattr(parent, "destroyOnClose"):
+            parent = parent.parent()
+        if parent is None or parent is self._dock:
+            return
+        self._dock = parent
+        close = parent.destroyOnClose
+
+        def ask_first() -> None:
+            if self.may_close():
+                close()
+
+        # napari takes the form out of its dock without a word to it; this method is what its button calls
+        parent.destroyOnClose = ask_first
+
+    def may_close(self) -> bool:
+        """Ask, if a training runs; and stop it, if it may be.
+
+        Returns
+        -------
+        bool
+            Whether the form may be closed.
+        """
+        if not self.training:
+            return True
+        box = QMessageBox(
+            QMessageBox.Icon.Question,
+            "Training",
+            f"{self._plan.name} is being trained. Stop and close?\n\nWhat was learned so far is kept: Resume goes on "
+            "when the same image is chosen again.",
+            parent=self,
+        )
+        stop = box.addButton("Stop and close", QMessageBox.ButtonRole.AcceptRole)
+        stay = box.addButton("Go on training", QMessageBox.ButtonRole.RejectRole)
+        box.setDefaultButton(stay)
+        box.exec()
+        if box.clickedButton() is not stop:
+            return False
+        if self._job is not None:
+            self._job.cancel()
+        return True
+
+    def closeEvent(self, event: QCloseEvent | None) -> None:
+        """Ask before closing while a training runs."""
+        if event is not None and not self.may_close():
+            event.ignore()
+            return
+        super().closeEvent(event)
+
+
+def _progress_words(told: Told) -> str:
+    parts = [f"{told.step} of {told.total} steps"]
+    if told.rate:
+        parts.append(f"{told.rate:.1f} steps/s" if told.rate >= 1 else f"{1 / told.rate:.1f} s per step")
+    if math.isfinite(told.left) and told.step < told.total:
+        parts.append(f"{duration(told.left)} left")
+    return " · ".join(parts)
+
+
+def _group(title: str, *parts: QWidget) -> QGroupBox:
+    group = QGroupBox(title)
+    column = QVBoxLayout(group)
+    for part in parts:
+        column.addWidget(part)
+    return group
+
+
+def _rows() -> QFormLayout:
+    rows = QFormLayout()
+    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return rows
+
+
+def _count_box(low: int, high: int, none: str, tip: str) -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(low, high)
+    box.setSpecialValueText(none)
+    box.setToolTip(tip)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box

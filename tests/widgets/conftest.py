@@ -1,0 +1,71 @@
+"""What the tests of the plugin share: no window on the screen, no settings of the user, and strict Qt."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+# Without napari (extra `all`) there is no plugin to test; the rest of the package must work all the same.
+MISSING = [name for name in ("napari", "qtpy", "superqt", "pyqtgraph") if importlib.util.find_spec(name) is None]
+collect_ignore_glob = ["test_*.py"] if MISSING else []
+
+if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+# napari reads and writes no settings of the user
+os.environ["NAPARI_CONFIG"] = ""
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
+    """Return a hidden viewer; a widget that outlives it fails the test."""
+    yield make_napari_viewer(show=False, strict_qt="raise")
+    gc.collect()
+
+
+@pytest.fixture
+def finished(qtbot: Any) -> Callable[..., dict[str, list[Any]]]:
+    """Return a function that starts a job, waits for its end, and gives what each signal brought."""
+
+    def run_to_the_end(job: Any, *, timeout: int = 10_000, start: bool = True) -> dict[str, list[Any]]:
+        heard: dict[str, list[Any]] = {"order": []}
+        for name in ("yielded", "succeeded", "failed", "cancelled", "ended"):
+            heard[name] = []
+
+            def hear(*values: Any, name: str = name) -> None:
+                heard[name].append(values[0] if values else None)
+                heard["order"].append(name)
+
+            getattr(job, name).connect(hear)
+        if start:
+            job.start()
+        qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=timeout)
+        return heard
+
+    return run_to_the_end
+
+
+@pytest.fixture
+def largest_gap(qtbot: Any) -> Callable[[Callable[[], bool]], float]:
+    """Return a function that watches the Qt thread until something is true, and gives its longest standstill in s."""
+    from qtpy.QtCore import QTimer
+
+    def watch(until: Callable[[], bool], timeout: int = 20_000) -> float:
+        ticks: list[float] = [time.perf_counter()]
+        timer = QTimer()
+        timer.setInterval(2)
+        timer.timeout.connect(lambda: ticks.append(time.perf_counter()))
+        timer.start()
+        qtbot.waitUntil(until, timeout=timeout)
+        timer.stop()
+        ticks.append(time.perf_counter())
+        return max(later - earlier for earlier, later in itertools.pairwise(ticks))
+
+    return watch

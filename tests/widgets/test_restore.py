@@ -1,0 +1,362 @@
+"""The Restore form, driven as a user would, with a tiny prior of small random weights and small images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from qtpy.QtCore import Qt
+
+from napari_ambient import open_volume, restore
+from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.networks.unet import UNet, UNetArguments
+from napari_ambient.noise import NoiseModel
+from napari_ambient.prior import Prior, Record
+from napari_ambient.restorer import RestorationError
+from napari_ambient.widgets import _psf
+from napari_ambient.widgets import restore as module
+from napari_ambient.widgets._layers import METADATA, volume_from_layer
+from napari_ambient.widgets._session import priors_of
+from napari_ambient.widgets._settings import Settings
+from napari_ambient.widgets.restore import RestoreWidget
+
+NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=6.0)
+WAIT = 60_000
+"""Milliseconds; torch alone takes seconds to load on a busy machine."""
+BELOW = {"steps": 3, "below": "virtual_exposures", "below_steps": 3}
+
+
+def make_prior(*, below: bool = True) -> Prior:
+    """Give a network random weights, small so that the answers stay near the data."""
+    torch.manual_seed(0)
+    network = UNet(UNetArguments(widths=(8, 8, 8)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser = Denoiser(network, [Scale(4.9, 1.5)])
+    denoiser.eval().requires_grad_(False)
+    config = BELOW if below else {"steps": 6, "below": "none", "below_steps": 0}
+    return Prior(denoiser, (NOISE,), Record("ambient", "thinning", "TYX", {"Y": 0.1, "X": 0.1}, config=config, step=6))
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    torch.set_num_threads(1)
+    return make_prior()
+
+
+def noisy(shape: tuple[int, ...] = (3, 64, 64), gain: float = 2.0) -> np.ndarray[Any, Any]:
+    """Waves of about 6 photo-electrons on a camera of offset 100."""
+    rng = np.random.default_rng(0)
+    grid = np.meshgrid(*(np.linspace(0, 3 * np.pi, n) for n in shape[-2:]), indexing="ij")
+    clean = np.broadcast_to(6 * (1 + np.sin(grid[0]) * np.sin(grid[1])), shape)
+    return (100 + gain * rng.poisson(clean)).astype(np.uint16)
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that sets the plugin's settings; the form compares and computes at once."""
+    monkeypatch.setattr(module, "WAIT", 0)
+    monkeypatch.setattr(_psf, "WAIT", 0)
+
+    def choose(memory_mb: int = 2000) -> None:
+        made = Settings(device="cpu", memory_mb=memory_mb, cache_folder=tmp_path)
+        monkeypatch.setattr(module, "settings", lambda: made)
+
+    choose()
+    return choose
+
+
+@pytest.fixture
+def form(viewer: Any, prior: Prior, chosen: Callable[..., None]) -> RestoreWidget:
+    """Return the form in a window, with a series of 3 × 64² open and a prior in the session."""
+    viewer.add_image(noisy(), name="waves", scale=(1, 0.1, 0.1), axis_labels="tyx", units=("s", "um", "um"))
+    priors_of(viewer).add("tiny", prior)
+    widget = RestoreWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Restore")
+    return widget
+
+
+@pytest.fixture
+def press(qtbot: Any) -> Callable[..., list[Any]]:
+    """Return a function that presses Restore, waits for the end, and gives the new layers."""
+
+    def press(form: RestoreWidget) -> list[Any]:
+        assert form.button.isEnabled()
+        before = list(form.viewer.layers)
+        qtbot.mouseClick(form.button, Qt.MouseButton.LeftButton)
+        qtbot.waitUntil(lambda: not form.running, timeout=WAIT)
+        return [layer for layer in form.viewer.layers if layer not in before]
+
+    return press
+
+
+def choose(box: Any, value: Any) -> None:
+    box.setCurrentIndex(box.findData(value))
+
+
+def test_mean_in_one_click(form: RestoreWidget, press: Callable[..., list[Any]], prior: Prior) -> None:
+    """The layer holds what the library gives, lies on its source, and says how it was made."""
+    (layer,) = press(form)
+    source = form.viewer.layers["waves"]
+    expected = restore(volume_from_layer(source), prior, device="cpu").data.compute(scheduler="synchronous")
+    np.testing.assert_allclose(layer.data, expected, rtol=1e-6)
+    assert layer.name == "waves restored"
+    assert layer.axis_labels == source.axis_labels
+    assert layer.units == source.units
+    np.testing.assert_allclose(layer.extent.world, source.extent.world)
+    record = layer.metadata[METADATA]["provenance"]
+    assert (record["method"], record["prior_sha256"]) == ("mean", prior.sha256)
+    assert "Restored in" in form.message.text()
+    assert form.button.isEnabled()
+
+
+def test_draws_come_with_an_error_bar_and_a_slider(form: RestoreWidget, press: Callable[..., list[Any]]) -> None:
+    form.error_bars.click()
+    form.keep.click()
+    form.draws.setValue(3)
+    form.steps.setValue(3)
+    draws, error, mean = press(form)
+    assert [layer.name for layer in (draws, error, mean)] == ["waves draws", "waves error bar", "waves restored"]
+    assert draws.data.shape == (3, 3, 64, 64)
+    assert draws.axis_labels == ("draw", "t", "y", "x")
+    np.testing.assert_allclose(draws.data.mean(axis=0), mean.data, rtol=1e-5)
+    np.testing.assert_allclose(draws.data.std(axis=0, ddof=1), error.data, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(draws.extent.world[:, 1:], mean.extent.world)
+    low, high = error.contrast_limits
+    assert low == 0
+    assert np.mean(error.data > high) == pytest.approx(0.005, abs=2e-3)  # what the quantile leaves out
+    form.viewer.dims.set_current_step(0, 2)
+    assert mean.metadata[METADATA]["provenance"]["draws"] == 3
+
+
+def test_what_the_prior_cannot_do_is_greyed_out_with_the_reason(form: RestoreWidget, viewer: Any) -> None:
+    assert form.error_bars.isEnabled()
+    form.error_bars.click()
+    priors_of(viewer).add("shallow", make_prior(below=False))
+    assert form.prior.name == "shallow"
+    assert not form.error_bars.isEnabled()
+    assert form.mean.isChecked()
+    assert not form.task.model().item(1).isEnabled()
+    assert "below the noise" in form.below.text()
+    assert form.below.isVisible()
+
+
+@pytest.mark.parametrize("where", ["slice", "region slice", "region"])
+def test_a_part_is_what_the_whole_gives_there(
+    form: RestoreWidget, press: Callable[..., list[Any]], where: str, viewer: Any
+) -> None:
+    source = viewer.layers["waves"]
+    (whole,) = press(form)
+    shapes = viewer.add_shapes([np.array([[1, 20.2, 10], [1, 20.2, 41], [1, 39.4, 41], [1, 39.4, 10]]) * 0.1])
+    shapes.scale = (1, 1, 1)
+    viewer.dims.set_point(0, 2.0)
+    choose(form.where, where)
+    form.region.choose(shapes)
+    (part,) = press(form)
+    low = part.data_to_world((0,) * part.ndim)
+    start = np.rint(source.world_to_data(low)).astype(int)
+    box = tuple(slice(a, a + n) for a, n in zip(start, part.data.shape, strict=True))
+    assert part.data.shape == {"slice": (1, 64, 64), "region slice": (1, 19, 31), "region": (3, 19, 31)}[where]
+    np.testing.assert_allclose(part.data, whole.data[box], rtol=1e-4)
+    assert part.name.endswith("(preview)") == ("slice" in where)
+
+
+def test_a_turned_stretched_and_sheared_layer(
+    form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any
+) -> None:
+    """Every voxel of mean, error bar and draws lies where its source's does."""
+    turn = np.deg2rad(30)
+    rotate = np.eye(3)
+    rotate[1:, 1:] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine = np.eye(4)
+    affine[:3, 3] = (0, 2, -1)
+    affine[1, 2] = 0.2
+    source = viewer.add_image(
+        noisy((2, 40, 48)),
+        name="odd",
+        scale=(3.0, 0.2, 0.1),
+        translate=(0, 5, 7),
+        rotate=rotate,
+        shear=(0, 0, 0.3),
+        affine=affine,
+        axis_labels="zyx",
+        units=("um", "um", "um"),
+    )
+    form.source.box.choose(source)
+    form.error_bars.click()
+    form.keep.click()
+    form.draws.setValue(2)
+    form.steps.setValue(2)
+    choose(form.where, "slice")
+    viewer.dims.set_point(0, 3.0)
+    draws, error, mean = press(form)
+    for voxel in ((0, 0, 0), (0, 39, 47), (0, 11, 30)):
+        wanted = np.array(source.data_to_world((1, *voxel[1:])))
+        for layer in (mean, error):
+            np.testing.assert_allclose(layer.data_to_world(voxel), wanted, atol=1e-9)
+        np.testing.assert_allclose(draws.data_to_world((1, *voxel))[1:], wanted, atol=1e-9)
+
+
+def test_cancel_within_a_second(
+    form: RestoreWidget, qtbot: Any, viewer: Any, largest_gap: Callable[..., float]
+) -> None:
+    """No layer is left, the form can be used again, and the window never stands still for long."""
+    form.error_bars.click()
+    form.draws.setValue(200)
+    before = list(viewer.layers)
+    qtbot.mouseClick(form.button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: form.bar.bar.value() > 0, timeout=WAIT)
+    begin = time.perf_counter()
+    qtbot.mouseClick(form.bar.button, Qt.MouseButton.LeftButton)
+    largest_gap(lambda: not form.running)
+    assert time.perf_counter() - begin < 1.0
+    assert list(viewer.layers) == before
+    assert "Cancelled" in form.message.text()
+    assert form.button.isEnabled()
+
+
+def test_an_error_is_shown_and_the_form_stays_usable(
+    form: RestoreWidget, press: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch, viewer: Any
+) -> None:
+    from napari_ambient import restoration
+    from napari_ambient.widgets import _run
+
+    told: list[Any] = []
+    monkeypatch.setattr(_run.notification_manager, "receive_error", lambda *given: told.append(given[1]))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RestorationError("the prior is for another planet; choose one of this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(restoration, "restore", fail)
+        assert press(form) == []
+    assert "another planet" in form.message.text()
+    assert isinstance(told[0], RestorationError)
+    (layer,) = press(form)
+    assert layer.name == "waves restored"
+
+
+def test_large_results_go_to_disk_and_are_seen_while_they_grow(
+    form: RestoreWidget,
+    press: Callable[..., list[Any]],
+    chosen: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    viewer: Any,
+) -> None:
+    from napari_ambient.widgets import _restoring_job
+
+    monkeypatch.setattr(_restoring_job, "SHOW_EVERY", 0.0)
+    viewer.add_image(noisy((40, 96, 96)), name="long", axis_labels="tyx", scale=(1, 0.1, 0.1), units=("s", "um", "um"))
+    seen: list[str] = []
+    viewer.layers.events.inserted.connect(lambda event: seen.append(event.value.name))
+    chosen(memory_mb=1)
+    form.source.box.choose(viewer.layers["long"])
+    assert form.target.isVisible()
+    path = Path(form.output.text())
+    assert path == tmp_path / "long_restored.ome.zarr"
+    (layer,) = press(form)
+    assert seen[0] == "long restored (growing)"
+    assert layer.name == "long restored"
+    volume = open_volume(path)
+    assert volume.history[-1]["action"] == "restore"
+    np.testing.assert_array_equal(np.asarray(layer.data), volume.data.compute())
+    assert float(np.asarray(layer.data[-1]).mean()) > 100
+    # the next one gets another name
+    assert form._task(checked=False).items[0].path != path  # type: ignore[union-attr]
+
+
+def test_it_says_where_prior_and_data_do_not_fit(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
+    """Another gain is found; fitting the noise anew takes the sentence away. The right data are not complained of."""
+    where = {"axis_labels": "tyx", "units": ("s", "um", "um")}
+    good = viewer.add_image(noisy((6, 128, 128)), name="good", scale=(1, 0.1, 0.1), **where)
+    form.source.box.choose(good)
+    qtbot.waitUntil(lambda: form._look is not None, timeout=WAIT)
+    qtbot.waitUntil(lambda: form._look is None and not form._timer.isActive(), timeout=WAIT)
+    assert form.fit.text() == ""
+    bad = viewer.add_image(noisy((6, 128, 128), gain=8.0), name="bad", scale=(1, 0.3, 0.3), **where)
+    form.source.box.choose(bad)
+    qtbot.waitUntil(lambda: "noise" in form.fit.text(), timeout=WAIT)
+    assert "gain 8" in form.fit.text() or "gain 7.9" in form.fit.text()
+    assert "voxels are 0.3" in form.fit.text()
+    form.refit.click()
+    qtbot.waitUntil(lambda: form._look is not None, timeout=WAIT)
+    qtbot.waitUntil(lambda: form._look is None and not form._timer.isActive(), timeout=WAIT)
+    assert "gain" not in form.fit.text()
+    assert "voxels are 0.3" in form.fit.text()
+
+
+def test_deconvolve_with_the_optics(form: RestoreWidget, press: Callable[..., list[Any]], qtbot: Any) -> None:
+    choose(form.task, "psf")
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert form.psf.picture.isVisible()
+    assert form.psf.across.value() == pytest.approx(100.0)
+    # Airy disk: 0.51 wavelengths/NA = 190 nm, a little more on pixels of 100 nm
+    assert "nm across" in form.psf.words.text()
+    width = float(form.psf.words.text().split(": ")[1].split(" nm")[0])
+    assert 185 < width < 260
+    form.psf.na.setValue(0.7)
+    assert not form.button.isEnabled()  # until the new one is there
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert float(form.psf.words.text().split(": ")[1].split(" nm")[0]) > 1.5 * width
+    choose(form.where, "slice")
+    form.draws.setValue(2)
+    form.steps.setValue(3)
+    (layer,) = press(form)
+    assert layer.metadata[METADATA]["provenance"]["operator"]["operator"] == "blur"
+
+
+def test_psf_of_a_layer_and_an_impossible_one(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
+    y, x = np.mgrid[-7:8, -7:8]
+    bead = viewer.add_image(1000 * np.exp(-(y**2 + x**2) / 8) + 10, name="bead")
+    form.source.box.choose(viewer.layers["waves"])
+    choose(form.task, "psf")
+    choose(form.psf.source, "layer")
+    form.psf.layer.choose(bead)
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert form.psf.psf is not None
+    assert form.psf.psf.sum() == pytest.approx(1)
+    choose(form.psf.source, "optics")
+    form.psf.na.setValue(1.69)  # above the index of oil
+    qtbot.waitUntil(lambda: "aperture" in form.psf.message.text(), timeout=WAIT)
+    assert not form.button.isEnabled()
+
+
+def test_holes_painted_and_nan(form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any) -> None:
+    labels = np.zeros((64, 64), dtype=np.uint8)
+    labels[20:30, 20:30] = 1
+    painted = viewer.add_labels(labels, name="holes")
+    choose(form.task, "holes")
+    form.holes.choose(painted)
+    choose(form.where, "slice")
+    form.draws.setValue(2)
+    form.steps.setValue(3)
+    (layer,) = press(form)
+    assert np.isfinite(layer.data).all()
+    assert layer.metadata[METADATA]["provenance"]["operator"]["operator"] == "mask"
+
+
+def test_several_selected_layers(form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any) -> None:
+    viewer.add_image(noisy((2, 40, 40)), name="second", axis_labels="tyx", units=("s", "um", "um"), scale=(1, 0.1, 0.1))
+    assert not form.others.isVisible()
+    form.source.box.choose(viewer.layers["waves"])
+    viewer.layers.selection = {viewer.layers["waves"], viewer.layers["second"]}
+    assert form.others.isVisible()
+    form.others.click()
+    names = [layer.name for layer in press(form)]
+    assert names == ["waves restored", "second restored"]
+
+
+def test_two_forms_share_nothing(form: RestoreWidget, viewer: Any) -> None:
+    other = RestoreWidget(viewer)
+    viewer.window.add_dock_widget(other, name="Restore 2")
+    other.error_bars.click()
+    other.draws.setValue(3)
+    choose(other.where, "slice")
+    assert form.mean.isChecked()
+    assert (form.draws.value(), form.where.currentData()) == (8, "whole")

@@ -1,0 +1,212 @@
+"""Sample as a user drives it: a sheet at one contrast, crops as said, the audit with its verdict and picture."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from qtpy.QtCore import Qt
+
+from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.networks.unet import UNet, UNetArguments
+from napari_ambient.noise import NoiseModel
+from napari_ambient.prior import Prior, Record
+from napari_ambient.widgets._session import priors_of
+from napari_ambient.widgets.sample import VERDICTS, SampleWidget
+
+LEFT = Qt.MouseButton.LeftButton
+WAIT = 30_000
+"""Milliseconds; torch alone takes seconds to load on a busy machine."""
+FLAT = UNetArguments(widths=(8, 8, 8))
+SOLID = UNetArguments(dims=3, widths=(6, 6), strides=((1, 2, 2), (2, 2, 2)))
+
+
+def make_prior(arguments: UNetArguments = FLAT, *, below: str = "virtual_exposures") -> Prior:
+    torch.manual_seed(0)
+    network = UNet(arguments)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser = Denoiser(network, [Scale(3.5, 1.2)])
+    denoiser.requires_grad_(False)
+    config = {"steps": 3, "below": below, "below_steps": 3}
+    noise = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
+    sizes = {"Z": 0.3, "Y": 0.1, "X": 0.1}
+    return Prior(denoiser, (noise,), Record("ambient", "thinning", "TYX", sizes, config=config, step=6))
+
+
+def counts(shape: tuple[int, ...]) -> np.ndarray:
+    """Blobs, so that patches have structure."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape[-2:]), indexing="ij"))
+    rate = np.full(shape, 1.0)
+    for image in rate.reshape(-1, *shape[-2:]):
+        for centre in rng.uniform(0, shape[-1], (12, 2)):
+            image += 12 * np.exp(-((grid - centre[:, None, None]) ** 2).sum(0) / 18)
+    return (100 + 2 * rng.poisson(rate)).astype(np.uint16)
+
+
+@pytest.fixture
+def sample(viewer: Any, qtbot: Any) -> SampleWidget:
+    """Return a Sample form with a prior and a training layer."""
+    viewer.add_image(
+        counts((4, 64, 64)),
+        name="cells",
+        axis_labels=("t", "y", "x"),
+        scale=(1, 0.1, 0.1),
+        units=("second", "micrometer", "micrometer"),
+    )
+    widget = SampleWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Sample")
+    priors_of(viewer).add("cells.prior", make_prior())
+    qtbot.waitUntil(lambda: widget.draw.isEnabled() and widget.training.ready, timeout=WAIT)
+    widget.count.setValue(3)
+    widget.size.setValue(24)
+    widget.steps.setValue(3)
+    return widget
+
+
+def test_a_sheet_at_one_contrast(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """New images as the library draws them, beside as many crops, titled, between the same linked limits."""
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert [layer.name for layer in viewer.layers] == [
+        "cells",
+        "New images from the prior",
+        "Training crops, denoised",
+        "titles",
+    ]
+    cells, new, crops, titles = viewer.layers
+    assert not cells.visible
+    expected = make_prior().sample((24, 24), count=3, steps=3)
+    # float32 sums in another order: the network was moved to the layout that its convolutions like best
+    np.testing.assert_allclose(new.data[:24, :24], expected[0], rtol=1e-5)
+    assert int(np.isfinite(new.data).sum()) == int(np.isfinite(crops.data).sum()) == 3 * 24 * 24
+    assert new.contrast_limits == crops.contrast_limits
+    new.contrast_limits = (100.0, 120.0)
+    assert tuple(crops.contrast_limits) == (100.0, 120.0)
+    assert list(titles.text.string.array) == ["New images from the prior", "Training crops, denoised"]
+    np.testing.assert_allclose(new.scale, [0.1, 0.1])
+    # the blocks do not overlap, and both begin at the same height
+    assert crops.extent.world[0][1] > new.extent.world[1][1]
+    assert crops.extent.world[0][0] == new.extent.world[0][0]
+    assert new.metadata["napari_ambient"]["provenance"]["action"] == "sample"
+    assert "hidden, not removed" in sample.message.text()
+
+
+def test_drawing_again_replaces_the_sheet(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    for value in ("denoised", "raw", None):
+        sample.shown.setCurrentIndex(sample.shown.findData(value))
+        qtbot.mouseClick(sample.draw, LEFT)
+        qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+        names = [layer.name for layer in viewer.layers]
+        crops = [] if value is None else [f"Training crops, {value}"]
+        assert names == ["cells", "New images from the prior", *crops, "titles"]
+
+
+def test_stacks_from_a_3d_prior(viewer: Any, qtbot: Any) -> None:
+    """A 3D prior gives stacks, with planes along the slider."""
+    widget = SampleWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Sample")
+    priors_of(viewer).add("solid.prior", make_prior(SOLID))
+    qtbot.waitUntil(lambda: widget.draw.isEnabled(), timeout=WAIT)
+    assert not widget.depth.isHidden()
+    for box, value in ((widget.count, 2), (widget.size, 16), (widget.depth, 8), (widget.steps, 2)):
+        box.setValue(value)
+    qtbot.mouseClick(widget.draw, LEFT)
+    qtbot.waitUntil(lambda: widget._job is None, timeout=WAIT)
+    new = viewer.layers["New images from the prior"]
+    assert new.data.shape[0] == 8
+    np.testing.assert_allclose(new.scale, [0.3, 0.1, 0.1])
+    assert "choose the training data" in widget.message.text()
+
+
+def test_a_prior_without_the_stage_below(sample: SampleWidget, viewer: Any) -> None:
+    """It says why it cannot, and what to do; another prior makes it possible again."""
+    good = next(iter(priors_of(viewer)))
+    sample.prior.choose(priors_of(viewer).add("ambient.prior", make_prior(below="none")))
+    assert not sample.draw.isEnabled()
+    assert not sample.audit.isEnabled()
+    assert "no new images" in sample.message.text()
+    assert "continue its training" in sample.message.text()
+    sample.prior.choose(good)
+    assert sample.draw.isEnabled()
+    assert sample.message.text() == ""
+
+
+def test_cancel_within_a_second(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """What was drawn stays."""
+    sample.count.setValue(64)
+    sample.size.setValue(64)
+    sample.steps.setValue(200)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: "drawing" in sample.bar.label.text(), timeout=WAIT)
+    begin = time.perf_counter()
+    qtbot.mouseClick(sample.bar.button, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert time.perf_counter() - begin < 1.0
+    assert "New images from the prior" in [layer.name for layer in viewer.layers]
+    assert sample.message.text() == "Cancelled."
+    assert sample.draw.isEnabled()
+
+
+def test_a_removed_layer_does_not_hurt(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """Layers of the sheet that the user deletes while it is drawn are left alone."""
+    sample.count.setValue(6)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: "titles" in [layer.name for layer in viewer.layers], timeout=WAIT)
+    viewer.layers.remove("Training crops, denoised")
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert len(viewer.layers) == 4
+
+
+def test_the_audit_says_its_verdict(sample: SampleWidget, qtbot: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """In words and as a picture, which can be enlarged and saved."""
+    qtbot.mouseClick(sample.audit, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert sample.message.text() == ""
+    assert sample.verdict.title.text() in [words for words, _ in VERDICTS.values()]
+    assert "nothing was held out" in sample.verdict.sentence.text()
+    if not sample.verdict._png:
+        pytest.fail("random images have structure: there must be pairs")
+    dialog = sample.verdict.open_picture()
+    monkeypatch.setattr(
+        "napari_ambient.widgets.sample.QFileDialog.getSaveFileName", lambda *_: (str(tmp_path / "pairs.png"), "")
+    )
+    sample.verdict._save()
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    dialog.close()
+
+
+def test_the_audit_can_be_cancelled_and_needs_data(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    sample.steps.setValue(400)
+    qtbot.mouseClick(sample.audit, LEFT)
+    qtbot.waitUntil(lambda: "drawing" in sample.bar.label.text(), timeout=WAIT)
+    begin = time.perf_counter()
+    qtbot.mouseClick(sample.bar.button, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert time.perf_counter() - begin < 1.0
+    assert sample.verdict.isHidden()
+    viewer.layers.clear()
+    qtbot.mouseClick(sample.audit, LEFT)
+    assert "Choose the training data" in sample.message.text()
+
+
+def test_an_error_is_shown_and_leaves_the_form_usable(
+    sample: SampleWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Prior, "iter_sample", fail)
+    # napari's notification raises in tests; the message line is looked at
+    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert "Out of memory" in sample.message.text()
+    assert sample.draw.isEnabled()

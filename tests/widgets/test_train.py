@@ -1,0 +1,345 @@
+"""The Train form, driven as a user would: clicks and keys on a 64² series, trainings of a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from napari.layers import Image
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QMessageBox
+
+from napari_ambient.noise import NoiseModel
+from napari_ambient.prior import load_prior
+from napari_ambient.train_config import TrainConfig
+from napari_ambient.widgets import _training_job, train
+from napari_ambient.widgets._layers import volume_from_layer
+from napari_ambient.widgets._preview import preview_part
+from napari_ambient.widgets._session import priors_of
+from napari_ambient.widgets._settings import Settings
+from napari_ambient.widgets.train import TrainWidget
+
+TINY = TrainConfig(steps=4, batch=2, patch=(32, 32), validations=2, precision="float32", below_steps=2)
+LONG = TrainConfig(steps=5000, batch=1, patch=(16, 16), validations=2, precision="float32")
+WAIT = 30_000
+"""Milliseconds; torch alone takes seconds to load on a busy machine."""
+
+
+def noisy(shape: tuple[int, ...] = (3, 64, 64)) -> np.ndarray[Any, Any]:
+    """Waves of about 6 photo-electrons on a camera of gain 2 and offset 100."""
+    rng = np.random.default_rng(0)
+    grid = np.meshgrid(*(np.linspace(0, 3 * np.pi, n) for n in shape[-2:]), indexing="ij")
+    clean = np.broadcast_to(6 * (1 + np.sin(grid[0]) * np.sin(grid[1])), shape)
+    return (100 + 2 * rng.poisson(clean)).astype(np.uint16)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the unfinished trainings of the test apart, and show previews at once."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(train, "settings", lambda: Settings(device="cpu", cache_folder=tmp_path / "cache"))
+    monkeypatch.setattr(_training_job, "FIRST_PREVIEW", 0.0)
+    monkeypatch.setattr(_training_job, "PREVIEW_EVERY", 0.3)
+    return tmp_path / "cache" / train.TRAININGS
+
+
+@pytest.fixture
+def viewer(viewer: Any) -> Any:
+    """Open a noisy series in the viewer."""
+    scale, translate = (2.0, 0.1, 0.1), (0.0, 5.0, 7.0)
+    viewer.add_image(
+        noisy(), name="waves", scale=scale, translate=translate, axis_labels=("t", "y", "x"), units=("s", "um", "um")
+    )
+    return viewer
+
+
+@pytest.fixture
+def make(viewer: Any, cache: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TrainWidget]]:
+    """Make forms in docks; the time estimate waits until it is asked for."""
+    monkeypatch.setattr(train, "WAIT", 10**8)
+    made: list[TrainWidget] = []
+
+    def make(config: TrainConfig = TINY, **others: Any) -> TrainWidget:
+        widget = TrainWidget(viewer, config=config, **others)
+        viewer.window.add_dock_widget(widget, name=f"Train {len(made)}")
+        made.append(widget)
+        return widget
+
+    yield make
+    for widget in made:
+        if widget.training:
+            widget.ask_to_stop()
+            qtbot.waitUntil(lambda widget=widget: not widget.training, timeout=WAIT)
+
+
+def click(qtbot: Any, button: Any) -> None:
+    assert button.isEnabled()
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def wait(qtbot: Any, widget: TrainWidget) -> None:
+    qtbot.waitUntil(lambda: not widget.training, timeout=WAIT)
+
+
+def steps_done(widget: TrainWidget, count: int) -> Callable[[], bool]:
+    return lambda: widget.bar.maximum() > 1 and widget.bar.value() >= count
+
+
+def test_one_click_from_a_noisy_layer_to_a_prior(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:
+    widget = make()
+    assert widget.source.words.text() == "T = 3, 64 × 64, 0.1 × 0.1 µm"
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert (known.name, known.path) == ("waves.prior", None)
+    assert known.prior.record.step == 4
+    assert not known.prior.knows_below
+    # gain 2 to a fifth: three frames of 64²
+    assert known.prior.noise[0].gain == pytest.approx(2.0, rel=0.2)
+    assert "photo-electrons per voxel" in widget.noise.words.text()
+    assert {"held-out", "ambient"} <= set(widget.losses.names)
+    assert "is trained (4 steps" in widget.message.text()
+    # what is in the cache is finished: nothing is offered for resuming
+    (entry,) = cache.iterdir()
+    assert load_prior(entry / "waves.prior").sha256 == known.prior.sha256
+    assert not widget.resume.isVisibleTo(widget)
+    assert widget.restore.isVisibleTo(widget)
+    assert viewer.layers.selection.active.name == "waves"
+
+
+def test_the_preview_lies_on_its_source(make: Any, viewer: Any, qtbot: Any) -> None:
+    widget = make()
+    drawn = viewer.add_shapes([[[0, 5.8, 7.8], [0, 5.8, 11.0], [0, 11.0, 11.0], [0, 11.0, 7.8]]], ndim=3, name="part")
+    widget.preview.choose(drawn)
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    layer, source = viewer.layers["waves (preview)"], viewer.layers["waves"]
+    assert layer.data.shape == (1, 52, 32)
+    np.testing.assert_allclose(layer.scale, source.scale)
+    # its first voxel lies where this voxel of the source lies
+    time = round(viewer.dims.point[0] / 2.0)
+    np.testing.assert_allclose(layer.data_to_world((0, 0, 0)), source.data_to_world((time, 8, 8)))
+    assert layer.metadata["napari_ambient"]["step"] == 4
+    # restored, in the units of the source: nearer to the waves than the noise is
+    part = noisy()[time, 8:60, 8:40].astype(float)
+    assert layer.data.std() < part.std()
+    assert abs(layer.data.mean() - part.mean()) < part.std()
+
+
+def test_stop_keeps_the_prior_and_resume_goes_on(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:
+    widget = make(LONG)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 2), timeout=WAIT)
+    assert not widget.train.isEnabled()
+    assert "left" in widget.progress.text()
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    first = known.prior.record.step
+    assert 2 <= first < 5000
+    assert f"Stopped after {first} of 5000 steps" in widget.message.text()
+    # the same form, and one that is opened after a crash or another day
+    assert widget.resume.isVisibleTo(widget)
+    other = make()
+    assert f"{first} of 5000 steps" in other.message.text()
+    click(qtbot, other.resume)
+    qtbot.waitUntil(steps_done(other, first + 2), timeout=WAIT)
+    # while it runs, nobody else may go on with it
+    assert not make().resume.isVisibleTo(widget)
+    click(qtbot, other.stop)
+    wait(qtbot, other)
+    (known,) = priors_of(viewer)
+    assert known.prior.record.step > first
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_changed_stack_is_not_gone_on_with(make: Any, viewer: Any, qtbot: Any) -> None:
+    widget = make(LONG)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 1), timeout=WAIT)
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    viewer.layers["waves"].data = noisy()[::-1].copy()
+    widget.message.error = lambda error: widget.message.warn(str(error))  # napari would raise it in the test
+    click(qtbot, widget.resume)
+    wait(qtbot, widget)
+    assert "changed since this training was begun" in widget.message.text()
+    assert widget.train.isEnabled()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("8 GiB")])
+def test_out_of_memory_is_said_and_leaves_the_form_usable(
+    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    widget = make()
+    told: list[Exception] = []
+    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *a: told.append(a[1]))
+    with monkeypatch.context() as context:
+
+        def fail(*_: Any) -> None:
+            raise error
+
+        context.setattr("napari_ambient.objectives.ambient.Ambient.losses", fail)
+        click(qtbot, widget.train)
+        wait(qtbot, widget)
+    assert "Out of memory. Close other programs, choose a smaller region" in widget.message.text()
+    assert isinstance(told[0], MemoryError)
+    assert not len(priors_of(viewer))
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    assert len(priors_of(viewer)) == 1
+
+
+@pytest.mark.parametrize("answer", ["Stop and close", "Go on training"])
+def test_closing_asks_and_stops(
+    make: Any, viewer: Any, cache: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    widget = make(LONG)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 1), timeout=WAIT)
+    asked: list[str] = []
+
+    def choose(box: QMessageBox) -> int:
+        asked.append(box.text())
+        (button,) = (b for b in box.buttons() if b.text() == answer)
+        button.click()
+        return 0
+
+    monkeypatch.setattr(QMessageBox, "exec", choose)
+    dock = widget.parent()
+    qtbot.mouseClick(dock.titleBarWidget().close_button, Qt.MouseButton.LeftButton)
+    assert "waves is being trained" in asked[0]
+    if answer == "Go on training":
+        assert widget.training
+        assert widget.parent() is dock
+        return
+    wait(qtbot, widget)
+    assert widget.parent() is not dock
+    # what was learned is kept
+    (entry,) = cache.iterdir()
+    assert (entry / "waves.prior" / "checkpoint.safetensors").is_file()
+    assert not (entry / "running.json").exists()
+
+
+def test_napari_knows_that_a_training_runs(make: Any, viewer: Any, qtbot: Any) -> None:
+    """So it asks before the window is closed."""
+    widget = make(LONG)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 1), timeout=WAIT)
+    status = viewer.window._qt_window._window._task_status_manager.get_status()
+    assert any("training waves" in line for line in status)
+
+
+def test_noise_is_estimated_shown_and_edited(make: Any, viewer: Any, qtbot: Any) -> None:
+    widget = make()
+    assert widget.noise.models is None
+    click(qtbot, widget.noise.estimate)
+    qtbot.waitUntil(lambda: widget.noise.models is not None, timeout=WAIT)
+    (fitted,) = widget.noise.models
+    points, _ = widget.noise.plot._points.getData()
+    np.testing.assert_array_equal(points, fitted.transfer[0])
+    assert widget.noise.form.currentText() == f"automatic: {fitted.form}"
+    widget.noise.gain.selectAll()
+    qtbot.keyClicks(widget.noise.gain, "2.5")
+    qtbot.keyClick(widget.noise.gain, Qt.Key.Key_Return)
+    (edited,) = widget.noise.models
+    assert (edited.gain, edited.method) == (2.5, "given")
+    assert edited.photons < fitted.photons
+    # an offset below the line's zero cannot be
+    qtbot.keyClicks(widget.noise.offset, "1")
+    qtbot.keyClick(widget.noise.offset, Qt.Key.Key_Return)
+    assert "Raise the offset" in widget.noise.message.text()
+    assert widget.noise.models == (edited,)
+    widget.noise.form.setCurrentIndex(2)
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert known.prior.noise[0].gain == 2.5
+    assert known.prior.record.form == "gaussian"
+
+
+def test_error_bars_region_and_save(make: Any, viewer: Any, tmp_path: Path, qtbot: Any) -> None:
+    widget = make()
+    drawn = viewer.add_shapes([[[0, 5.0, 7.0], [0, 5.0, 11.75], [0, 8.75, 11.75], [0, 8.75, 7.0]]], ndim=3, name="part")
+    widget.region.choose(drawn)
+    click(qtbot, widget.error_bars)
+    assert widget.config() == TrainConfig(**{**TINY.__dict__, "below": "auto"})
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert known.prior.knows_below
+    assert len(widget.losses.names) > 3
+    assert known.prior.noise[0].hot_pixels is None or known.prior.noise[0].hot_pixels.shape == (38, 48)
+    widget.save_prior(tmp_path / "mine")
+    qtbot.waitUntil(lambda: widget._saving is None, timeout=WAIT)
+    assert load_prior(tmp_path / "mine.prior").sha256 == known.prior.sha256
+    assert [k.path for k in priors_of(viewer)] == [(tmp_path / "mine.prior").resolve()]
+
+
+def test_the_time_is_said_before_training(make: Any, qtbot: Any) -> None:
+    widget = make(timing=0.1)
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
+    assert widget.time.text().startswith("About ")
+    assert "on this CPU" in widget.time.text()
+    # a form that cannot be says so here, not when the training starts
+    widget.batch.setValue(1)
+    widget.dims.setCurrentText(train.DIMS["3D"])
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: "no Z to see" in widget.time.text(), timeout=WAIT)
+
+
+def test_two_forms_share_nothing(make: Any, qtbot: Any) -> None:
+    one, other = make(), make()
+    one.error_bars.setChecked(True)
+    one.preset.setCurrentText("quick")
+    assert not other.error_bars.isChecked()
+    assert other.preset.currentText() == "balanced"
+
+
+def test_presets_and_fields_make_the_config(viewer: Any, cache: Path, qtbot: Any) -> None:
+    widget = TrainWidget(viewer)
+    qtbot.addWidget(widget)
+    assert widget.config() == TrainConfig()
+    widget.preset.setCurrentText("best")
+    widget.steps.setValue(50)
+    widget.size.setCurrentText("small")
+    assert (widget.config().steps, widget.config().size, widget.config().below_steps) == (50, "small", 2500)
+    widget.viewer.layers.clear()
+    assert not widget.train.isEnabled()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_plots_follow_the_theme(make: Any, viewer: Any, theme: str) -> None:
+    widget = make()
+    viewer.theme = theme
+    assert widget.losses.dark == (theme == "dark")
+    assert widget.noise.plot.dark == (theme == "dark")
+
+
+def test_a_preview_part_is_in_the_middle_of_the_view(viewer: Any) -> None:
+    layer = Image(np.zeros((40, 30, 400, 500), np.uint16), axis_labels=("t", "z", "y", "x"), scale=(1, 2, 0.1, 0.1))
+    viewer.layers.clear()
+    viewer.add_layer(layer)
+    viewer.dims.set_point(0, 7)
+    viewer.dims.set_point(1, 40)
+    viewer.camera.center = (0, 20.0, 48.0)
+    part = preview_part(viewer, volume_from_layer(layer), layer, "TZYX", None)
+    assert part["T"] == slice(7, 8)
+    assert part["Z"] == slice(12, 28)  # 16 planes around plane 20
+    assert part["Y"] == slice(136, 264)  # 128 around 200
+    assert part["X"] == slice(372, 500)  # around 480, moved into the image
+
+
+def test_every_preview_model_has_the_part_of_its_maps() -> None:
+    hot = np.zeros((64, 64), bool)
+    hot[10, 20] = True
+    noise = NoiseModel(gain=2.0, intercept=-200.0, hot_pixels=hot)
+    cut = noise.crop(slice(8, 16), slice(16, 32))
+    assert cut.hot_pixels is not None
+    assert cut.hot_pixels.shape == (8, 16)
+    assert cut.hot_pixels[2, 4]
