@@ -171,7 +171,7 @@ def test_maps_of_a_frame_do_not_matter() -> None:
 
 
 def test_a_given_line_keeps_the_mean_counts() -> None:
-    """In counts nothing changes: photons' = (mean counts - dark level) / gain', the mean counts being those of the fit."""
+    """In counts nothing changes: photons' = (mean counts - dark level) / gain', with the mean counts of the fit."""
     fitted = NoiseModel(gain=2.0, intercept=-190.0, photons=10.0)  # zero 95, mean counts 115
     given = fitted.with_line(2.5, 96.0)
     assert (given.gain, given.zero, given.photons) == pytest.approx((2.5, 96.0, 19 / 2.5))

@@ -306,6 +306,9 @@ def restore(
             watch=watch,
         )
 
+    bar: tqdm[Any] | None = None
+    title = ""
+
     def watch(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
@@ -317,8 +320,6 @@ def restore(
         return _open(path, channel, level, axes, voxel_size)
 
     failed: list[tuple[Path, str]] = []
-    bar: tqdm[Any] | None = None
-    title = ""
     try:
         for report in iter_batch(jobs, work, open_=open_, overwrite=overwrite):
             title = report.source.name

@@ -335,7 +335,8 @@ def take_draws(restored: Volume) -> da.Array:
     if "draw 1" not in labels:
         raise RestorationError(f"the draws were not asked for (outputs=[..., 'draws']); there are {', '.join(labels)}")
     first = labels.index("draw 1")
-    return data[first : first + sum(label.startswith("draw ") for label in labels)]
+    draws: da.Array = data[first : first + sum(label.startswith("draw ") for label in labels)]
+    return draws
 
 
 def _by_output(restored: Volume) -> tuple[da.Array, str, list[str]]:

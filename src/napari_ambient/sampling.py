@@ -43,7 +43,7 @@ Key = tuple[int, ...]
 """Whatever tells one stream of random numbers from another: (seed, time, channel, draw, ...)."""
 
 
-Watch = Callable[[int, int], None]
+Watch = Callable[[int, int], object]
 """watch(done, total), told of every network call; what it raises stops the work."""
 
 

@@ -200,9 +200,7 @@ def begin(
         entry = folder / f"{stamp} {plain} {number}"
     entry.mkdir(parents=True)
     names = tuple(v.name for v in volumes)
-    training = Training(
-        entry / f"{plain}.prior", names, _shapes(volumes), region, check_of(volumes), given_noise
-    )
+    training = Training(entry / f"{plain}.prior", names, _shapes(volumes), region, check_of(volumes), given_noise)
     origin = {
         "bundle": training.bundle.name,
         "names": names,
@@ -240,9 +238,7 @@ def check_of(volumes: Sequence[Volume]) -> int:
     """Sum up a few voxels of each volume: the middle 32² of the first image."""
     result = 0
     for volume in volumes:
-        rows, columns = (
-            slice(max(0, n // 2 - 16), n // 2 + 16) for n in (volume.sizes["Y"], volume.sizes["X"])
-        )
+        rows, columns = (slice(max(0, n // 2 - 16), n // 2 + 16) for n in (volume.sizes["Y"], volume.sizes["X"]))
         first = (0,) * (volume.ndim - 2)
         values = np.asarray(volume.data[(*first, rows, columns)].compute(scheduler="synchronous"))
         result = zlib.crc32(np.ascontiguousarray(values).tobytes(), result)

@@ -41,7 +41,8 @@ def make_prior(*, below: str = "virtual_exposures") -> Prior:
 
 
 def make_stack(path: Path, shape: tuple[int, ...] = (3, 32, 32), seed: int = 0) -> Path:
-    counts = (100 + 2 * np.random.default_rng(seed).poisson(4, shape)).astype(np.uint16)
+    clean = 8 * (1 + np.sin(np.linspace(0, 6, shape[-1]))) + np.zeros(shape)
+    counts = (100 + 2 * np.random.default_rng(seed).poisson(clean)).astype(np.uint16)
     tifffile.imwrite(
         path, counts, imagej=True, resolution=(10, 10), metadata={"axes": "TYX", "unit": "um", "finterval": 1}
     )

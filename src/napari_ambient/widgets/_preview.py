@@ -127,9 +127,7 @@ class PreviewLayer:
         """
         if self._layer is not None and self._layer not in self._viewer.layers:
             return False
-        data, arguments = layer_arguments(
-            seen.volume, self._like, name=self._name, region=seen.part, axes=self._axes
-        )
+        data, arguments = layer_arguments(seen.volume, self._like, name=self._name, region=seen.part, axes=self._axes)
         values = np.asarray(data)
         if self._layer is None:
             arguments["metadata"][METADATA]["preview"] = True

@@ -199,7 +199,7 @@ def restore_job(
     float
         Seconds.
     """
-    from napari_ambient.measurement import fit_channels
+    from napari_ambient.noise_fit import fit_channels
 
     begin = time.perf_counter()
     for number, item in enumerate(task.items):
@@ -219,7 +219,7 @@ def look_job(
 ) -> Generator[None, None, list[Misfit]]:
     """Find where prior and data do not fit; with `refit` by the data's own noise."""
     from napari_ambient.compatibility import find_misfits
-    from napari_ambient.measurement import fit_channels
+    from napari_ambient.noise_fit import fit_channels
 
     check()
     yield

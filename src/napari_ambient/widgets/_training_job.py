@@ -59,6 +59,8 @@ class Plan:
         Whether the user changed it: then it holds for every stack.
     resume : Training, optional
         Go on with this one; its own region, noise and configuration count.
+    below_seconds : float, optional
+        What the stage below the noise was estimated to take.
     """
 
     volumes: tuple[Volume, ...]
@@ -70,6 +72,7 @@ class Plan:
     noise: tuple[NoiseModel, ...] | None = None
     given_noise: bool = False
     resume: Training | None = None
+    below_seconds: float | None = None
 
 
 @dataclass
@@ -123,6 +126,8 @@ class Told:
         Steps per second, lately; without the time that previews took.
     left : float
         Seconds to go.
+    whole : bool
+        Whether `left` counts both stages; else only the first, while nobody knows how long the second will take.
     """
 
     points: tuple[Point, ...]
@@ -130,6 +135,7 @@ class Told:
     total: int
     rate: float
     left: float
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
         )
         preview = _Preview(whole, noise)
         try:
-            yield from _follow(steps, controls, preview, training, job)
+            yield from _follow(steps, plan, controls, preview, training, job)
         except (Cancelled, GeneratorExit):
             if preview.last is not None:
                 preview.last.checkpoint(training.bundle)
@@ -302,7 +308,12 @@ class _Preview:
 
 
 def _follow(
-    steps: Generator[Step, None, None], controls: Controls, preview: _Preview, training: Training, job: Job
+    steps: Generator[Step, None, None],
+    plan: Plan,
+    controls: Controls,
+    preview: _Preview,
+    training: Training,
+    job: Job,
 ) -> Generator[Told | Seen | NoPreview, None, None]:
     """Take the steps; tell of them now and then."""
     points: list[Point] = []
@@ -316,13 +327,20 @@ def _follow(
         stopping = controls.stop.is_set()
         if now + preview.spent - told >= TELL_EVERY or stopping or step.index == step.total:
             told = now + preview.spent
-            while len(times) > 2 and now - times[0][0] > 15:
+            first_stage = step.index < plan.config.steps < step.total
+            # steps of the second stage take longer: those of the first do not foretell them
+            second = step.index > plan.config.steps + 2
+            while len(times) > 2 and (now - times[0][0] > 15 or (second and times[0][1] < plan.config.steps)):
                 times.popleft()
             since, begun = times[0]
             elapsed = now - since
             rate = (step.index - begun) / elapsed if elapsed > 0 else 0.0
-            left = (step.total - step.index) / rate if rate else float("nan")
-            yield Told(tuple(points), step.index, step.total, rate, left)
+            to_do = (plan.config.steps if first_stage else step.total) - step.index
+            left = to_do / rate if rate else float("nan")
+            if first_stage and plan.below_seconds is not None:
+                left += plan.below_seconds
+            whole = not first_stage or plan.below_seconds is not None
+            yield Told(tuple(points), step.index, step.total, rate, left, whole)
             points = []
         seen = preview.see(step, controls)
         if seen is not None:

@@ -415,7 +415,8 @@ class RestoreWidget(QWidget):
                 axes = known_axes(layer) or (self.source.axes if layer.ndim == len(self.source.axes or "") else None)
                 layers.append(layer)
                 volumes.append(volume_from_layer(layer, axes=axes))
-        items, sources = [], []
+        items: list[Item] = []
+        sources = []
         taken: set[Path] = set()
         for layer, volume in zip(layers, volumes, strict=True):
             axes = volume.axes if layer is None else (known_axes(layer) or self.source.axes or volume.axes)

@@ -107,7 +107,8 @@ class TrainWidget(QWidget):
         self._unfinished: Training | None = None
         self._prior: Prior | None = None
         self._known: KnownPrior | None = None
-        self._times: dict[tuple[Any, ...], str] = {}
+        self._times: dict[tuple[Any, ...], TrainingTime] = {}
+        self._shown_source: tuple[Any, ...] = ()
         self._dock: Any = None
         self._make_parts()
         self._lay_out()
@@ -173,7 +174,6 @@ class TrainWidget(QWidget):
         images = _group("Noisy images", self.source)
         rows = _rows()
         rows.addRow("Train on", self.region)
-        self.region_row = rows
         images.layout().addLayout(rows)
         noise = _group("Noise", self.noise)
         how = _group("Training")
@@ -294,7 +294,11 @@ class TrainWidget(QWidget):
     # ------------------------------------------------------------------------------------- what changed
 
     def _source_changed(self) -> None:
-        self.noise.clear()
+        layer = self.source.layer
+        shown = (layer, None if layer is None else id(layer.data), self.source.files, self.source.axes)
+        if shown != self._shown_source:  # a corrected voxel size leaves the noise as it is
+            self._shown_source = shown
+            self.noise.clear()
         if not self.name.isModified():
             self.name.setText(self._free_name())
         self._look_for_unfinished()
@@ -318,16 +322,16 @@ class TrainWidget(QWidget):
         self.stop.setVisible(self.training)
         self.resume.setVisible(not self.training and self._unfinished is not None)
         self.resume.setEnabled(free)
-        self.save.setEnabled(self._prior is not None and self._saving is None)
+        self.save.setEnabled(self._prior is not None and self._saving is None and not self.training)
         self.restore.setVisible(self._prior is not None and not self.training)
         self.noise.estimate.setEnabled(free and self._fit is None)
         self.noise.estimate.setText("Estimate noise" if self._fit is None else "Estimating…")
         self.here.setVisible(self.training)
-        for part in (self.source, self.region, self.preset, self.error_bars, self.dims, self.size, self.steps):
+        self.region.setEnabled(not self.training and self.source.layer is not None)
+        for part in (self.source, self.preset, self.error_bars, self.dims, self.size, self.steps):
             part.setEnabled(not self.training)
         for other in (self.batch, self.seed, self.name, self.noise.found):
             other.setEnabled(not self.training)
-        self.region_row.setRowVisible(self.region, self.region.count() > 1 or self.region.layer is not None)
 
     def _free_name(self) -> str:
         layer, files = self.source.layer, self.source.files
@@ -362,9 +366,9 @@ class TrainWidget(QWidget):
         if not volumes:
             return
         device = settings().device
-        key = (replace(config, seed=0), device, volumes[0].axes, volumes[0].shape)
+        key = self._time_key(config, volumes)
         if key in self._times:
-            self.time.say(self._times[key])
+            self._say_time(self._times[key])
             return
         noise = self.noise.models[0] if self.noise.models else None
         self.time.say("Timing a few steps on this machine…")
@@ -380,10 +384,9 @@ class TrainWidget(QWidget):
 
         def show(found: TrainingTime) -> None:
             if job is self._estimate:
-                words = found.describe()
-                self.time.say(words[0].upper() + words[1:] + ("." if found.final else " …"))
+                self._say_time(found)
                 if found.final:
-                    self._times[key] = self.time.text()
+                    self._times[key] = found
 
         def failed(error: Exception) -> None:
             if job is self._estimate:
@@ -393,6 +396,13 @@ class TrainWidget(QWidget):
         job.failed.connect(failed)
         job.ended.connect(lambda: setattr(self, "_estimate", None) if job is self._estimate else None)
         job.start()
+
+    def _time_key(self, config: TrainConfig, volumes: list[Volume]) -> tuple[Any, ...]:
+        return replace(config, seed=0), settings().device, volumes[0].axes, volumes[0].shape
+
+    def _say_time(self, found: TrainingTime) -> None:
+        words = found.describe()
+        self.time.say(words[0].upper() + words[1:] + ("." if found.final else " …"))
 
     def estimate_noise(self) -> None:
         """Fit the noise of the images, and show it."""
@@ -434,15 +444,18 @@ class TrainWidget(QWidget):
             region = None
             if self.region.layer is not None and self.source.layer is not None:
                 region = rectangle(self.region.layer, self.source.layer, volumes[0])
+            config = self.config()
+            estimate = self._times.get(self._time_key(config, volumes))
             plan = Plan(
                 tuple(volumes),
-                self.config(),
+                config,
                 settings().device,
                 settings().cache_folder / TRAININGS,
                 self.name.text().strip() or "prior",
                 region,
                 self.noise.models,
                 self.noise.given,
+                below_seconds=None if estimate is None else estimate.below_seconds,
             )
             self._run(plan)
         except (ValueError, OSError) as error:
@@ -706,7 +719,7 @@ def _progress_words(told: Told) -> str:
     if told.rate:
         parts.append(f"{told.rate:.1f} steps/s" if told.rate >= 1 else f"{1 / told.rate:.1f} s per step")
     if math.isfinite(told.left) and told.step < told.total:
-        parts.append(f"{duration(told.left)} left")
+        parts.append(f"{duration(told.left)} left{'' if told.whole else ' of the first stage'}")
     return " · ".join(parts)
 
 
