@@ -38,7 +38,7 @@ from .splitting import randn_like, split
 ANSCOMBE = 3 / 8
 CLUSTERED = 0.25  # of the fractions of k, above which whole photo-electrons show
 READ_SHOWS = 0.05  # photo-electrons²: less does not hide whole photo-electrons
-# Exponential pulse heights, as of an EMCCD. The heights of photomultipliers spread less (shape 2 to 5), but there it hardly
+# Exponential pulse heights, as of an EMCCD. Those of photomultipliers spread less (shape 2 to 5), but there it hardly
 # matters: MSE with shape 4 and 1 on two confocal stacks 39.7, 39.6 and 10.87, 10.89; on an EMCCD 40.8 and 39.0.
 PULSE_SHAPE = 1.0
 DIM = 1.5  # photo-electrons per voxel, below which the levels are drawn nearer to the boundary
