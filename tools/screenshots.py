@@ -132,7 +132,7 @@ def train(viewer: napari.Viewer, scene: Scene) -> Iterator[str]:
     click(form.train)
     wait(lambda: form.training)
     finish = not scene.bundle.exists()
-    share = 0.6 if finish else 0.15
+    share = 0.6 if finish else 0.3
     wait(lambda: form.bar.value() > share * form.bar.maximum() > 0, 1800)
     scroll_down(form)
     yield "train"
@@ -156,6 +156,7 @@ def restore(viewer: napari.Viewer, scene: Scene) -> Iterator[str]:
     choose_prior(viewer, form, scene)
     viewer.dims.set_current_step(0, 3)
     form.error_bars.setChecked(True)
+    form.keep.setChecked(True)
     form.draws.setValue(scene.draws)
     form.where.setCurrentIndex(form.where.findData("slice"))
     wait(lambda: form.source.ready and form.button.isEnabled())
@@ -163,8 +164,8 @@ def restore(viewer: napari.Viewer, scene: Scene) -> Iterator[str]:
     click(form.button)
     wait(lambda: form.running)
     wait(lambda: not form.running, 600)
-    viewer.grid.enabled = True
-    viewer.grid.shape = (-1, 2)
+    grid = viewer.canvas.grid
+    grid.enabled, grid.shape = True, (2, 2)
     viewer.reset_view()
     yield "restore"
 
@@ -303,7 +304,7 @@ def take(viewer: napari.Viewer, path: Path) -> None:
     pixels = viewer.window.screenshot(flash=False, canvas_only=False)
     picture = Image.fromarray(pixels).convert("RGB")
     for colours in (256, 128, 64, 32):
-        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size < LARGEST:
             return
     raise SystemExit(f"{path} has {path.stat().st_size} bytes; make the window smaller")

@@ -200,7 +200,7 @@ class Audit:
             ],
         }
 
-    def figure(self, path: str | os.PathLike[str] | IO[bytes], *, most: int = 6) -> None:
+    def figure(self, path: str | os.PathLike[str] | IO[bytes], *, most: int = 6, title: bool = True) -> None:
         """Draw the closest pairs: generated, nearest training and nearest held-out patch.
 
         Parameters
@@ -209,6 +209,8 @@ class Audit:
             The PNG to write. Of 3D patches the middle plane is shown.
         most : int
             How many pairs.
+        title : bool
+            Write the verdict's sentence above them.
 
         Raises
         ------
@@ -223,9 +225,10 @@ class Audit:
         from matplotlib.figure import Figure
 
         pairs = self.pairs[:most]
-        figure = Figure(figsize=(7.0, 1.2 + 2.3 * len(pairs)), layout="constrained")
+        figure = Figure(figsize=(7.0, 1.2 * title + 2.3 * len(pairs)), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle("\n".join(textwrap.wrap(self.sentence, 90)), fontsize=9)
+        if title:
+            figure.suptitle("\n".join(textwrap.wrap(self.sentence, 90)), fontsize=9)
         axes = figure.subplots(len(pairs), 3, squeeze=False)
         for row, pair in zip(axes, pairs, strict=True):
             distances = (f"{pair.training.distance:.2f}", f"{pair.held_out.distance:.2f}")
@@ -234,10 +237,10 @@ class Audit:
                 (f"nearest in training, d = {distances[0]}", pair.training.patch),
                 (f"nearest held out, d = {distances[1]}", pair.held_out.patch),
             )
-            for axis, (title, patch) in zip(row, columns, strict=True):
+            for axis, (words, patch) in zip(row, columns, strict=True):
                 plane = patch if patch.ndim == 2 else patch[len(patch) // 2]
                 axis.imshow(plane, cmap="gray", interpolation="nearest")
-                axis.set_title(title, fontsize=8)
+                axis.set_title(words, fontsize=8)
                 axis.set_axis_off()
         figure.savefig(path, dpi=110, format="png")
 

@@ -156,7 +156,7 @@ def test_draws_to_zarr(batch: BatchWidget, viewer: Any, qtbot: Any, tmp_path: Pa
     assert volume.history[-1]["noise"][0]["fitted"] != "given"
     batch.open_row(batch.table.rows[0])
     qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=WAIT)
-    assert [layer.name.split()[-1] for layer in viewer.layers] == ["std", "mean"]
+    assert [layer.name for layer in viewer.layers] == ["cells_restored std", "cells_restored mean"]
 
 
 def test_cancel_within_a_second_inside_one_file(batch: BatchWidget, qtbot: Any, tmp_path: Path) -> None:

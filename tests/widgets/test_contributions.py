@@ -73,7 +73,7 @@ def test_every_contribution_has_a_command(manifest: PluginManifest) -> None:
 
 def test_the_widgets_can_be_imported(plugin: Any, manifest: PluginManifest) -> None:
     for widget in manifest.contributions.widgets:
-        assert callable(plugin.get_command(widget.command).resolve())
+        assert callable(plugin.commands.get(widget.command))
 
 
 def test_what_is_installed_finds_the_manifest_and_the_samples() -> None:
@@ -252,3 +252,32 @@ def test_settings_are_those_of_the_preferences(plugin_settings: Any, plugin: Any
     assert settings() == Settings("cpu", 500, tmp_path)
     with pytest.raises(ValueError, match="enum"):
         section.device = "abacus"
+
+
+# ------------------------------------------------------------------------------------------- in the window
+
+
+def test_every_widget_opens_in_the_window_and_closes(plugin: Any, make_napari_viewer: Any, qtbot: Any) -> None:
+    viewer = make_napari_viewer(show=False)
+    for name in ("Train", "Restore", "Sample", "Batch"):
+        dock, widget = viewer.window.add_plugin_dock_widget(PLUGIN, name)
+        assert widget.isEnabled()
+        dock.destroyOnClose()
+        widget.deleteLater()
+        del dock, widget
+        qtbot.wait(10)
+
+
+def test_the_commands_are_in_napari_s_menus(plugin: Any, make_napari_viewer: Any) -> None:
+    from app_model import Application
+
+    make_napari_viewer(show=False)
+    app = Application.get_app("test_app")
+    assert app is not None
+    shown = {
+        menu: " ".join(item.command.id for item in app.menus.get_menu(menu) if hasattr(item, "command"))
+        for menu in ("napari/layers/filter", "napari/file/io_utilities")
+    }
+    for name in ("restore", "train", "sample"):
+        assert f"{PLUGIN}.{name}" in shown["napari/layers/filter"] or name.capitalize() in shown["napari/layers/filter"]
+    assert f"{PLUGIN}.open_prior" in shown["napari/file/io_utilities"]

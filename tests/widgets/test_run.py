@@ -313,6 +313,7 @@ def test_closing_the_dock_stops_the_work_of_an_inner_form(viewer: Any, qtbot: An
     dock.destroyOnClose()  # what the dock's cross does
     assert finished(job, start=False, timeout=1000)["cancelled"]
     outer.deleteLater()
+    qtbot.wait(10)
 
 
 def test_napari_names_the_work_when_it_asks_and_stops_it(viewer: Any, qtbot: Any, finished: Finished) -> None:

@@ -88,7 +88,7 @@ def test_a_sheet_at_one_contrast(sample: SampleWidget, viewer: Any, qtbot: Any) 
     assert new.contrast_limits == crops.contrast_limits
     new.contrast_limits = (100.0, 120.0)
     assert tuple(crops.contrast_limits) == (100.0, 120.0)
-    assert list(titles.text.string.array) == ["New images from the prior", "Training crops, denoised"]
+    assert list(titles.text.string.array) == ["New images", "Training crops, denoised"]
     np.testing.assert_allclose(new.scale, [0.1, 0.1])
     # the blocks do not overlap, and both begin at the same height
     assert crops.extent.world[0][1] > new.extent.world[1][1]

@@ -53,6 +53,8 @@ class GrowingArray:
             raise ReadError(
                 f"{written.target.name} can be read once it is complete; save as .ome.zarr to look at it before"
             )
+        # which folder it is, whatever its name: a file that it was to replace may lie at the target
+        self._folder = written.path.stat().st_ino
         self._array = _open(written.path)
         self.shape = tuple(int(n) for n in self._array.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)
@@ -65,7 +67,8 @@ class GrowingArray:
     @property
     def complete(self) -> bool:
         """Whether the file has its own name now; `open_volume` opens it then."""
-        return not self._places[0].exists() and self._places[1].exists()
+        target = self._places[1]
+        return target.exists() and target.stat().st_ino == self._folder
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Read a part as it is now; 0 where nothing is written yet.
@@ -92,7 +95,7 @@ class GrowingArray:
             # A chunk that is not there reads as 0, also when the folder got its own name meanwhile.
             if temporary.exists():
                 return values
-        if not target.exists():
+        if not self.complete:
             raise ReadError(f"{target} was given up before it was complete; what was written is gone")
         self._array = _open(target)
         self._places = (target, target)

@@ -524,10 +524,8 @@ def crop(volume: Volume, region: Mapping[str, slice]) -> Volume:
         if start >= stop or step != 1:
             raise LayerError(f"the range {start} to {stop} along {axis} holds nothing; choose one within 0 to {size}")
         index.append(slice(start, stop))
-    result = volume.replace(data=volume.data[tuple(index)])
-    if volume.channel_names and "C" in region:
-        result = volume.replace(data=result.data, channel_names=volume.channel_names[region["C"]])
-    return result
+    names = volume.channel_names[region["C"]] if "C" in region else volume.channel_names
+    return volume.replace(data=volume.data[tuple(index)], channel_names=names)
 
 
 def mask_from_labels(labels_layer: Labels, volume: Volume) -> NDArray[np.bool_]:

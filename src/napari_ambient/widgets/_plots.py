@@ -40,11 +40,17 @@ class _Plot(QWidget):
         self.words.setWordWrap(True)
         self.words.setTextFormat(Qt.TextFormat.RichText)
         self.words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-        self.plot = pyqtgraph.PlotWidget()
+        # Not a PlotWidget, whose context menus are windows of their own and outlive it.
+        self.plot = pyqtgraph.GraphicsLayoutWidget()
         self.plot.setFixedHeight(height)
-        self.plot.setMenuEnabled(False)
-        self.plot.hideButtons()
-        self.plot.setMouseEnabled(x=False, y=False)
+        self.plot.ci.layout.setContentsMargins(0, 4, 4, 0)
+        self.view = pyqtgraph.ViewBox(enableMenu=False, enableMouse=False)
+        self.axes = {side: pyqtgraph.AxisItem(side) for side in ("left", "bottom")}
+        self.plot.addItem(self.axes["left"], 0, 0)
+        self.plot.addItem(self.view, 0, 1)
+        self.plot.addItem(self.axes["bottom"], 1, 1)
+        for axis in self.axes.values():
+            axis.linkToView(self.view)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(2)
@@ -64,8 +70,7 @@ class _Plot(QWidget):
         self.dark = theme.background.as_hsl_tuple()[2] < 0.5
         self.plot.setBackground(theme.background.as_hex())
         text = theme.text.as_hex()
-        for side in ("left", "bottom"):
-            axis = self.plot.getAxis(side)
+        for axis in self.axes.values():
             axis.setPen(theme.secondary.as_hex())
             axis.setTextPen(text)
         self._recolour()
@@ -83,9 +88,9 @@ class LossPlot(_Plot):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(130, parent)
-        self.plot.getAxis("left").setStyle(showValues=False)
-        self.plot.setLabel("left", "loss")
-        self.plot.setLabel("bottom", "step")
+        self.axes["left"].setStyle(showValues=False)
+        self.axes["left"].setLabel("loss")
+        self.axes["bottom"].setLabel("step")
         self.plot.setToolTip(
             "Each term of the loss and the held-out loss, each over its own range; lower is better. The held-out loss, "
             "of image parts that are not trained on, is the one to watch."
@@ -94,14 +99,14 @@ class LossPlot(_Plot):
         self._values: dict[str, list[float]] = {}
         self._curves: dict[str, pyqtgraph.PlotDataItem] = {}
         self._total = 1
-        self.plot.setYRange(0, 1, padding=0.08)
+        self.view.setYRange(0, 1, padding=0.08)
 
     def clear(self, total: int) -> None:
         """Begin anew, for a training of `total` steps."""
         self._total = max(total, 1)
         self._steps, self._values = {}, {}
         for curve in self._curves.values():
-            self.plot.removeItem(curve)
+            self.view.removeItem(curve)
         self._curves = {}
         self.words.setText("")
 
@@ -138,7 +143,8 @@ class LossPlot(_Plot):
 
     def _curve(self, name: str) -> pyqtgraph.PlotDataItem:
         if name not in self._curves:
-            self._curves[name] = self.plot.plot([], [])
+            self._curves[name] = pyqtgraph.PlotDataItem()
+            self.view.addItem(self._curves[name])
             self._recolour()
         return self._curves[name]
 
@@ -182,16 +188,16 @@ class TransferPlot(_Plot):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(150, parent)
-        self.plot.setLabel("bottom", "mean (counts)")
-        self.plot.setLabel("left", "variance (counts²)")
+        self.axes["bottom"].setLabel("mean (counts)")
+        self.axes["left"].setLabel("variance (counts²)")
         self.plot.setToolTip(
             "Each point: voxels of one brightness. Where light is counted, the variance rises with the mean in a "
             "straight line; its slope is the gain, and where it meets zero there is no light."
         )
         self._points = pyqtgraph.ScatterPlotItem(pxMode=True)
         self._line = pyqtgraph.PlotDataItem()
-        self.plot.addItem(self._points)
-        self.plot.addItem(self._line)
+        self.view.addItem(self._points)
+        self.view.addItem(self._line)
         self.words.hide()
 
     def show_noise(self, noise: NoiseModel) -> None:
@@ -210,7 +216,7 @@ class TransferPlot(_Plot):
         ends = np.array([zero, max(end, zero)])
         self._line.setData(ends, gain * (ends - zero))
         self._recolour()
-        self.plot.autoRange(padding=0.05)
+        self.view.autoRange(padding=0.05)
 
     def _recolour(self) -> None:
         self._points.setPen(None)

@@ -26,6 +26,26 @@ LARGEST = 512
 """Voxels along Y and X of a drawn part, at most."""
 
 
+def layer_to_start_with(viewer: Viewer) -> Image | None:
+    """Give the image that a form is about when it opens: the selected one, else the newest; never a preview.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Whose layers.
+
+    Returns
+    -------
+    Image or None
+    """
+    active = viewer.layers.selection.active
+    newest_first = list(viewer.layers)[::-1]
+    for layer in [active, *newest_first]:
+        if isinstance(layer, Image) and not layer.metadata.get(METADATA, {}).get("preview"):
+            return layer
+    return None
+
+
 def preview_part(
     viewer: Viewer, volume: Volume, layer: Image | None, axes: str | None, shapes: Shapes | None
 ) -> dict[str, slice]:
@@ -75,7 +95,8 @@ def _seen(viewer: Viewer, layer: Image, axes: str) -> dict[str, int]:
     if viewer.dims.ndisplay == 2:
         # axes that are not shown stay where the sliders are
         shown = list(viewer.dims.displayed)
-        point[shown] = viewer.camera.center[-len(shown) :]
+        scene = getattr(viewer, "scene", viewer)  # where napari 0.9 moved the camera
+        point[shown] = scene.camera.center[-len(shown) :]
     voxel = np.asarray(layer.world_to_data(point[-layer.ndim :]))
     return {axis: round(float(v)) for axis, v in zip(axes, voxel, strict=True)}
 

@@ -71,6 +71,7 @@ class PsfForm(QWidget):
         self.psf: NDArray[Any] | None = None
         """The PSF, odd-sized, centred, of sum 1; None while there is none."""
         self._volume: Volume | None = None
+        self._wanted = False
         self._job: Job | None = None
 
         self.source = QComboBox()
@@ -175,6 +176,12 @@ class PsfForm(QWidget):
             sheet_thickness=self.sheet.value() / 1000 if microscope == "light-sheet" else None,
         )
 
+    def set_wanted(self, wanted: bool) -> None:
+        """Say whether a PSF is needed; until then none is computed."""
+        began, self._wanted = wanted and not self._wanted, wanted
+        if began and self.psf is None and not self.computing:
+            self._timer.start()
+
     def set_volume(self, volume: Volume | None) -> None:
         """Say which image is to be deconvolved: the PSF is made on its voxels.
 
@@ -222,15 +229,9 @@ class PsfForm(QWidget):
         self._timer.start()
         self.changed.emit()
 
-    def showEvent(self, event: Any) -> None:
-        """Compute what was put off while the form was hidden."""
-        super().showEvent(event)
-        if self.psf is None and not self.computing:
-            self._timer.start()
-
     def _compute(self) -> None:
         volume = self._volume
-        if volume is None or not self.isVisible():
+        if volume is None or not self._wanted:
             return
         source = self.source.currentData()
         try:

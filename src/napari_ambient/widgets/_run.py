@@ -109,22 +109,32 @@ class _Worker(GeneratorWorker):
         try:
             job.check()
             generator = task.make(job)
-            try:
-                while True:
-                    try:
-                        value = next(generator)
-                    except StopIteration as stop:
-                        return _Outcome("succeeded", stop.value)
-                    while not task.room.acquire(timeout=0.05):
-                        job.check()
-                    self.yielded.emit(value)
+        except BaseException as error:
+            return self._ending(error)
+        try:
+            while True:
+                try:
+                    value = next(generator)
+                except StopIteration as stop:
+                    outcome = _Outcome("succeeded", stop.value)
+                    break
+                while not task.room.acquire(timeout=0.05):
                     job.check()
-            finally:
-                generator.close()
+                self.yielded.emit(value)
+                job.check()
         except BaseException as error:  # also KeyboardInterrupt and SystemExit, which would end the thread unheard
-            if task.asked.is_set() and _stems_from(error, Cancelled):
-                return _Outcome("cancelled")
-            return _Outcome("failed", readable(error))
+            outcome = self._ending(error)
+        try:
+            generator.close()
+        except BaseException as error:
+            if outcome.state != "failed":
+                outcome = _Outcome("failed", readable(error))
+        return outcome
+
+    def _ending(self, error: BaseException) -> _Outcome:
+        if self._task.asked.is_set() and _stems_from(error, Cancelled):
+            return _Outcome("cancelled")
+        return _Outcome("failed", readable(error))
 
 
 class Job(QObject):

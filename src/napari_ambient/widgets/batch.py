@@ -35,6 +35,7 @@ from napari_ambient.batch import Report, find_files, output_path, restore_files
 from napari_ambient.choices import Microscope, OutputType
 from napari_ambient.measurement import Optics, check_optics, operator_for
 from napari_ambient.volumes import AxesError, Volume, open_volume
+from napari_ambient.volumes.volume import file_stem
 
 from ._column import scrolled_column
 from ._file_table import FileTable, FileView, Row
@@ -557,14 +558,14 @@ class BatchWidget(QWidget):
             return [(part, _limits(part)) for part in _channels(form.open(path))]
 
         job = run(open_, self, title=f"opening {path.name}")
-        job.succeeded.connect(self._show)
+        job.succeeded.connect(lambda parts: self._show(file_stem(str(path)), parts))
         job.failed.connect(self.message.error)
         job.start()
 
-    def _show(self, parts: list[tuple[Volume, tuple[float, float]]]) -> None:
+    def _show(self, stem: str, parts: list[tuple[Volume, tuple[float, float]]]) -> None:
         # the clean image above its error bar
         for volume, limits in reversed(parts):
-            name = " ".join([volume.name, *(volume.channel_names if len(parts) > 1 else ())])
+            name = " ".join([stem, *(volume.channel_names if len(parts) > 1 else ())])
             data, arguments = layer_arguments(volume, None, name=name)
             arguments["contrast_limits"] = limits
             if volume.channel_names and volume.channel_names[0].endswith("std"):

@@ -328,6 +328,7 @@ class RestoreWidget(QWidget):
         visible = self.rows.setRowVisible
         visible(self.below, not knows)
         visible(self.psf, task == "psf")
+        self.psf.set_wanted(task == "psf")
         visible(self.holes, task == "holes")
         visible(self.drawing, drawn)
         visible(self.region, where in ("region", "region slice"))

@@ -451,7 +451,7 @@ class _Sheet:
             layer = viewer.add_image(empty, **arguments)
             self._images[side] = layer
             self.layers.append(layer)
-            titles.append(names[side])
+            titles.append(names[side].removesuffix(" from the prior"))
             corners.append((-0.02 * block.shape[-2] * scale[-2], left * scale[-1]))
             left += block.shape[-1] + 4 * block.gap
         text = viewer.add_points(
@@ -460,7 +460,7 @@ class _Sheet:
             size=0.01,
             face_color="transparent",
             border_color="transparent",
-            text={"string": titles, "size": 13, "color": TITLE_COLOUR, "anchor": "upper_left"},
+            text={"string": titles, "size": 12, "color": TITLE_COLOUR, "anchor": "upper_left"},
             units=tuple(str(unit) for unit in layer.units[-2:]),
         )
         self.layers.append(text)
@@ -598,7 +598,7 @@ def _audit(
         )
         picture = io.BytesIO()
         if result.pairs:
-            result.figure(picture)
+            result.figure(picture, title=False)
         return result, picture.getvalue()
 
     return work

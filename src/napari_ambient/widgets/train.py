@@ -45,7 +45,7 @@ from napari_ambient.widgets._forms import LayerBox, SourceForm, fold
 from napari_ambient.widgets._layers import rectangle
 from napari_ambient.widgets._noise_panel import NoisePanel
 from napari_ambient.widgets._plots import LossPlot
-from napari_ambient.widgets._preview import PreviewLayer, preview_part
+from napari_ambient.widgets._preview import PreviewLayer, layer_to_start_with, preview_part
 from napari_ambient.widgets._run import Job, Message, duration, run
 from napari_ambient.widgets._session import KnownPrior, priors_of
 from napari_ambient.widgets._settings import settings
@@ -120,6 +120,9 @@ class TrainWidget(QWidget):
 
     def _make_parts(self) -> None:
         self.source = SourceForm(self.viewer)
+        start = layer_to_start_with(self.viewer)
+        if start is not None:
+            self.source.box.choose(start)
         self.region = LayerBox(self.viewer, "shapes", none="whole frame")
         self.region.setToolTip("Train on a part of the frames only: the rectangle around the shape drawn on this layer")
         self.noise = NoisePanel()
