@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from napari.layers import Image
+from qtpy.compat import isalive
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QMessageBox
 
@@ -223,6 +224,9 @@ def test_closing_asks_and_stops(
     (entry,) = cache.iterdir()
     assert (entry / "waves.prior" / "checkpoint.safetensors").is_file()
     assert not (entry / "running.json").exists()
+    # napari took it out of the window, and nobody owns it now
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: not isalive(widget), timeout=WAIT)
 
 
 def test_napari_knows_that_a_training_runs(make: Any, viewer: Any, qtbot: Any) -> None:

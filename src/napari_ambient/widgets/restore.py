@@ -352,9 +352,9 @@ class RestoreWidget(QWidget):
         self.others.setText(f"and {count}")
 
     def _other_layers(self) -> list[Image]:
-        """Give the image layers that are selected besides the chosen one, in the list's order."""
+        """Give the image layers that are selected together with the chosen one, in the list's order."""
         chosen, selected = self.source.layer, self.viewer.layers.selection
-        if chosen is None:
+        if chosen is None or chosen not in selected:
             return []
         return [
             layer for layer in self.viewer.layers if layer in selected and layer != chosen and isinstance(layer, Image)
