@@ -18,7 +18,7 @@ from napari_ambient.operators import Blur, Downsample
 from napari_ambient.prior import Prior, PriorError, Record
 from napari_ambient.recorruption import Thinning
 from napari_ambient.restorer import RestorationError
-from napari_ambient.sampling import keyed_noise, posterior_draw
+from napari_ambient.sampling import LONGEST, keyed_noise, posterior_draw
 from napari_ambient.uncertainty import work_folder
 from napari_ambient.volumes import Volume
 
@@ -114,8 +114,8 @@ def test_exact_denoiser_gives_the_posterior() -> None:
     for value in (1.0, 3.0, 5.0):
         drawn = result[k == value]
         mean, variance = (value + a) / (1 + b), (value + a) / (1 + b) ** 2
-        # the end of a finite exposure: D(K) at P = 16 has lost 1/(P + b) of the variance
-        left = variance * (1 - (1 + b) / (16 + b))
+        # the end of a finite exposure: D(K) at P has lost (1 + b)/(P + b) of the variance
+        left = variance * (1 - (1 + b) / (LONGEST + b))
         assert float(drawn.mean()) == pytest.approx(mean, rel=0.01)
         assert float(drawn.var()) == pytest.approx(left, rel=0.06)
 

@@ -3,9 +3,7 @@
 Each draw is a clean image that the measurement could have come from (`sampling.py`); what they agree on is known, where
 they differ is not. One image (a plane for a 2D prior, a stack otherwise) of one time point and channel is worked on at
 a time, with its whole state in memory, and a finished draw can be kept in a work folder, so that a killed run goes on
-with the draws that it lacks. The mean of draws through an operator takes in those that split Gibbs makes on the way,
-which saves many: K independent draws leave 1/K of the posterior's variance in it. `restoration.restore` makes a lazy
-volume of it.
+with the draws that it lacks. `restoration.restore(method="samples")` makes a lazy volume of it.
 """
 
 from __future__ import annotations
@@ -171,10 +169,8 @@ class DrawRestorer:
         noise = self.restorer.noise[channel]
         total = np.zeros(shape)
         squares = np.zeros(shape)
-        middle = np.zeros(shape)
         kept: list[Array] = []
-        for count, (draw, mean) in enumerate(self._draw_all(time, channel, planes, shape), 1):
-            middle += (mean - middle) / count
+        for count, draw in enumerate(self._draw_all(time, channel, planes, shape), 1):
             # Welford's update: no difference of large numbers
             difference = draw - total
             total += difference / count
@@ -190,7 +186,7 @@ class DrawRestorer:
         results: list[NDArray[np.floating[Any]]] = []
         for output in self.outputs:
             if output.name == "mean":
-                results.append(zero + gain * middle)
+                results.append(zero + gain * total)
             elif output.name == "std":
                 results.append(gain * self.spread * np.sqrt(squares / max(self.draws - 1, 1)))
             elif output.name == "draws":
@@ -208,10 +204,7 @@ class DrawRestorer:
             return self.operator
         return self.operator.crop([planes, slice(0, whole[1]), slice(0, whole[2])])
 
-    def _draw_all(
-        self, time: int, channel: int, planes: slice, shape: tuple[int, ...]
-    ) -> Iterator[tuple[Array, Array]]:
-        """Give each draw, and the mean of the draws that were made on the way to it (the draw, if it is one)."""
+    def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
         counts, valid, holes = self._read(time, channel, planes)
         digest = "" if self.work is None else self._digest(counts, valid)
         for number in range(self.draws):
@@ -219,15 +212,14 @@ class DrawRestorer:
             name = "_".join(map(str, (*key, planes.start, digest)))
             path = None if self.work is None else self.work / f"{name}.npy"
             if path is not None and path.exists():
-                found = np.load(path)
-                yield found[0], found[-1]
+                yield np.load(path)
                 self.count.piece_ended()
                 continue
             with self.count.watched():
                 draw = self._draw(counts, valid, key, planes.start, channel, holes)
             if path is not None:
                 write_whole(path, _npy(draw))
-            yield draw[0], draw[-1]
+            yield draw
 
     def _draw(
         self,
@@ -263,7 +255,7 @@ class DrawRestorer:
                 result = reached
         assert result is not None
         self.count.piece_ended(tiled.calls)
-        clean = result[0].numpy()
+        clean = result[0, 0].numpy()
         return clean
 
     def _draw_through(
@@ -289,17 +281,12 @@ class DrawRestorer:
         def at_level(z: torch.Tensor, sigma: float) -> torch.Tensor:
             return denoise(z, torch.tensor([sigma]), corruption="gaussian").to(torch.float32)
 
-        # split Gibbs' last third are draws too, each close to the one before: their mean is nearer to the posterior's
-        held = self.steps // 3 if self.posterior == "split_gibbs" else 0
-        light, total, count = counts, torch.zeros(()), 0
-        for number, (_, z) in enumerate(
-            sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise)
-        ):
-            light = form.photons(z.detach())
-            if held and number >= self.steps - 1 - held:
-                total, count = total + light, count + 1
-        pair: Array = torch.cat([light[0], total[0] / count if count else light[0]]).numpy()
-        return pair
+        z: torch.Tensor | None = None
+        for _, reached in sample_posterior(self.posterior, at_level, problem, steps=self.steps, noise=noise):
+            z = reached
+        assert z is not None
+        light: Array = form.photons(z.detach())[0, 0].numpy()
+        return light
 
     def _foresee(self, watch: Watch | None) -> CallCount:
         """Foresee the network calls: (images and draws) pieces of (steps and tiles) calls."""
