@@ -57,7 +57,7 @@ def test_another_camera_is_named_and_refitted(prior: Prior, settings: dict[str, 
     # the fit is right within some percent
     rounded = re.sub(r"(\d\.\d+|\d{3}(\.\d+)?)", lambda m: f"{round(float(m[0]))}", sentence)
     assert re.search(words, rounded), sentence
-    assert "Refit the noise" in sentence
+    assert "Fit the noise anew" in sentence
     known = NoiseModel(gain=settings.get("gain", 2.0), intercept=-settings.get("gain", 2.0) * settings.get("zero", 100))
     assert misfits(volume, prior, known) == []
 

@@ -170,7 +170,7 @@ def test_thinning_learns_the_posterior_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "read", "shape"), [("counter", 0.0, None), ("camera", 0.6, None), ("pulses", 0.0, 4.0)]
+    ("kind", "read", "shape"), [("counter", 0.0, None), ("camera", 0.6, None), ("pulses", 0.0, 1.0)]
 )
 def test_looks_at_the_quanta(kind: str, read: float, shape: float | None) -> None:
     """Whole counts, a camera's read noise and uneven pulses are told apart."""

@@ -133,6 +133,25 @@ def test_on_a_cluster_nobody_watches() -> None:
     assert isinstance(count.watched().__enter__(), type(None))
 
 
+def test_the_command_line_shows_draws_and_says_what_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bar counts network calls within one image, and the other gain is named."""
+    from napari_ambient.cli import main
+
+    make_prior(FLAT).save(tmp_path / "a.prior")
+    bright = (100 + 8 * np.random.default_rng(0).poisson(np.linspace(1, 9, 64), (64, 64))).astype(np.uint16)
+    np.save(tmp_path / "image.npy", bright)
+    options = ["--method", "samples", "--draws", "2", "--steps", "3", "--device", "cpu"]
+    with pytest.raises(SystemExit) as left:
+        main(["restore", str(tmp_path / "a.prior"), str(tmp_path / "image.npy"), "-o", str(tmp_path / "out"), *options])
+    assert left.value.code == 0
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "image: note: Noise: its variance" in shown
+    assert "--noise fit" in shown
+
+
 # --- parts and outputs ------------------------------------------------------------------------------
 
 

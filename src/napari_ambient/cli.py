@@ -251,7 +251,7 @@ def restore(
         auto, cpu, cuda or mps.
     """
     from .batch import find_files, iter_batch, output_path
-    from .compatibility import misfits
+    from .compatibility import find_misfits
     from .noise_fit import fit_channels
     from .prior import load_prior
     from .recalibration import measure_spread
@@ -277,8 +277,9 @@ def restore(
         nonlocal clipping
         clipping = Clipping()
         models = fit_channels(volume) if noise == "fit" else None
-        for sentence in misfits(volume, loaded, models):
-            print(f"{volume.name}: note: {sentence}", file=sys.stderr)
+        for misfit in find_misfits(volume, loaded, models):
+            option = " (--noise fit)" if misfit.about == "noise" else ""
+            print(f"{volume.name}: note: {misfit.sentence}{option}", file=sys.stderr)
         spread = 1.0
         if recalibrate:
             if volume.sizes.get("C", 1) > 1:

@@ -146,9 +146,8 @@ def _voxel_size(volume: Volume, prior: Prior) -> list[Misfit]:
     return [
         Misfit(
             "voxel size",
-            f"The voxels are {ours} µm along {axes}, those of the prior's data {theirs} µm: to it structures look "
-            f"{different[-1][2] / different[-1][1]:.2g} times as wide. Correct the voxel size if it is wrong; else "
-            "train on such data, or resample them.",
+            f"Voxel size: {ours} µm along {axes}, in the prior's data {theirs} µm; to it, structures look "
+            f"{different[-1][2] / different[-1][1]:.2g} times as wide. Correct the voxel size, or train on such data.",
         )
     ]
 
@@ -161,7 +160,8 @@ def _noise(volume: Volume, trained: NoiseModel, name: str) -> tuple[NoiseModel |
     try:
         fitted = fit_noise(volume, budget=QUICK)
     except NoiseFitError as error:
-        return None, [Misfit("noise", f"The noise{name} could not be compared with the prior's: {error}")]
+        reason = str(error).split(": ")[0].rstrip(".")
+        return None, [Misfit("noise", f"Noise{name}: it could not be compared with the prior's ({reason}).")]
     mean, _, count = fitted.transfer
     if not mean.size:
         return None, []
@@ -179,9 +179,9 @@ def _noise(volume: Volume, trained: NoiseModel, name: str) -> tuple[NoiseModel |
     return fitted, [
         Misfit(
             "noise",
-            f"The noise{name} is not the prior's: its variance is {worst:.2g} times what the prior expects (gain "
+            f"Noise{name}: its variance is {worst:.2g} times what the prior expects (gain "
             f"{float(np.median(fitted.gain)):.3g} instead of {gain:.3g}, zero level "
-            f"{float(np.median(fitted.zero)):.4g} instead of {zero:.4g}). Refit the noise to these data.",
+            f"{float(np.median(fitted.zero)):.4g} instead of {zero:.4g}). Fit the noise anew.",
         )
     ]
 
@@ -205,8 +205,8 @@ def _intensity(
         return [
             Misfit(
                 "intensity",
-                f"These data{name} are {times:.2g} times as {what} as those the prior was trained on ({here:.3g} "
-                f"photo-electrons per voxel, there {usual:.3g}): look closely at the result, or train on such data.",
+                f"Light{name}: {times:.2g} times as {what} as what the prior was trained on ({here:.3g} instead of "
+                f"{usual:.3g} photo-electrons per voxel). Look closely at the result, or train on such data.",
             )
         ]
     top = 2 * math.sqrt(max(float(np.quantile(light, 0.999)), 0.0) + 3 / 8)
@@ -214,8 +214,8 @@ def _intensity(
         return [
             Misfit(
                 "intensity",
-                f"The brightest voxels{name} ({top**2 / 4:.3g} photo-electrons) are far beyond what the prior was "
-                "trained on: they may be dimmed or blurred. Train on data that hold such bright structures.",
+                f"Light{name}: the brightest voxels ({top**2 / 4:.3g} photo-electrons) are far beyond what the prior was "
+                "trained on, and may be dimmed or blurred. Train on data that hold such bright structures.",
             )
         ]
     return []

@@ -281,14 +281,14 @@ def test_it_says_where_prior_and_data_do_not_fit(form: RestoreWidget, qtbot: Any
     assert form.fit.text() == ""
     bad = viewer.add_image(noisy((6, 128, 128), gain=8.0), name="bad", scale=(1, 0.3, 0.3), **where)
     form.source.box.choose(bad)
-    qtbot.waitUntil(lambda: "noise" in form.fit.text(), timeout=WAIT)
+    qtbot.waitUntil(lambda: "Noise" in form.fit.text(), timeout=WAIT)
     assert "gain 8" in form.fit.text() or "gain 7.9" in form.fit.text()
-    assert "voxels are 0.3" in form.fit.text()
+    assert "Voxel size: 0.3" in form.fit.text()
     form.refit.click()
     qtbot.waitUntil(lambda: form._look is not None, timeout=WAIT)
     qtbot.waitUntil(lambda: form._look is None and not form._timer.isActive(), timeout=WAIT)
     assert "gain" not in form.fit.text()
-    assert "voxels are 0.3" in form.fit.text()
+    assert "Voxel size: 0.3" in form.fit.text()
 
 
 def test_deconvolve_with_the_optics(form: RestoreWidget, press: Callable[..., list[Any]], qtbot: Any) -> None:

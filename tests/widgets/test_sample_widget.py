@@ -107,6 +107,20 @@ def test_drawing_again_replaces_the_sheet(sample: SampleWidget, viewer: Any, qtb
         assert names == ["cells", "New images from the prior", *crops, "titles"]
 
 
+def test_another_seed_fills_the_same_layers(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """Layers, which take long to add, are kept where the new images fit; contrast and record follow."""
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    before, first = list(viewer.layers), viewer.layers[1].data.copy()
+    sample.seed.setValue(7)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert list(viewer.layers) == before
+    np.testing.assert_allclose(before[1].data[:24, :24], make_prior().sample((24, 24), steps=3, seed=7)[0], rtol=1e-5)
+    assert not np.array_equal(before[1].data, first, equal_nan=True)
+    assert before[1].metadata["napari_ambient"]["provenance"]["seed"] == 7
+
+
 def test_stacks_from_a_3d_prior(viewer: Any, qtbot: Any) -> None:
     """A 3D prior gives stacks, with planes along the slider."""
     widget = SampleWidget(viewer)

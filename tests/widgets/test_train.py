@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from napari.layers import Image
+from npe2 import PluginManifest
 from qtpy.compat import isalive
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QMessageBox
 
+import napari_ambient
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import load_prior
 from napari_ambient.train_config import TrainConfig
-from napari_ambient.widgets import _training_job, train
+from napari_ambient.widgets import _training_job, restore, train
 from napari_ambient.widgets._layers import volume_from_layer
 from napari_ambient.widgets._preview import preview_part
 from napari_ambient.widgets._session import priors_of
@@ -316,6 +319,33 @@ def test_presets_and_fields_make_the_config(viewer: Any, cache: Path, qtbot: Any
     assert (widget.config().steps, widget.config().size, widget.config().below_steps) == (50, "small", 2500)
     widget.viewer.layers.clear()
     assert not widget.train.isEnabled()
+
+
+def test_six_clicks_from_a_noisy_stack_to_a_denoised_layer(
+    viewer: Any, cache: Path, npe2pm: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers, Filter, Train a prior…; Train; Restore with this prior; Restore."""
+    npe2pm.register(PluginManifest.from_file(Path(napari_ambient.__file__).parent / "napari.yaml"))
+    monkeypatch.setattr(train, "WAIT", 10**8)
+    monkeypatch.setattr(train, "preset", lambda name, **changes: replace(TINY, below=changes["below"]))
+    monkeypatch.setattr(restore, "settings", train.settings)
+    source = viewer.layers["waves"]
+    _, widget = viewer.window.add_plugin_dock_widget(train.PLUGIN, "Train")  # what the first three clicks do
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    qtbot.waitUntil(lambda: widget.restore.isVisibleTo(widget), timeout=WAIT)
+    click(qtbot, widget.restore)
+    (form,) = viewer.window._qt_window.findChildren(restore.RestoreWidget)
+    assert form.source.layer == source  # not the preview, which is newer
+    qtbot.waitUntil(form.button.isEnabled, timeout=WAIT)
+    before = set(viewer.layers)
+    click(qtbot, form.button)
+    qtbot.waitUntil(lambda: not form.running and len(viewer.layers) > len(before), timeout=WAIT)
+    (result,) = set(viewer.layers) - before
+    assert result.data.shape == source.data.shape
+    np.testing.assert_allclose(result.scale, source.scale)
+    # denoised: neighbouring voxels differ less
+    assert np.asarray(result.data, dtype=float).std() < source.data.std()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -87,7 +87,7 @@ class LossPlot(_Plot):
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(130, parent)
+        super().__init__(140, parent)
         self.axes["left"].setStyle(showValues=False)
         self.axes["left"].setLabel("loss")
         self.axes["bottom"].setLabel("step")

@@ -109,6 +109,8 @@ class PsfForm(QWidget):
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(WAIT)
+        for box in (self.source, self.microscope, self.medium, self.kind):
+            make_narrow(box)
         self._lay_out()
         self._connect()
         self._show_rows()
@@ -395,6 +397,12 @@ class PsfPicture(QWidget):
                 painter.setPen(self.palette().color(self.foregroundRole()))
             left += box.width() + gap
         painter.end()
+
+
+def make_narrow(box: QComboBox) -> None:
+    """Let a box be narrower than its longest entry, so that the form fits beside the image."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(6)
 
 
 def _image(plane: NDArray[Any]) -> QImage:

@@ -47,7 +47,7 @@ from napari_ambient.widgets._layers import (
     rectangle,
     volume_from_layer,
 )
-from napari_ambient.widgets._psf import PsfForm
+from napari_ambient.widgets._psf import PsfForm, make_narrow
 from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Task, look_job, restore_job
 from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
 from napari_ambient.widgets._settings import settings
@@ -128,15 +128,15 @@ class RestoreWidget(QWidget):
         )
         self.mean.setChecked(True)
         self.draws = _count_box(8, 2, 256, "Images to draw; the time grows with them")
-        self.keep = QCheckBox("and the draws")
+        self.keep = QCheckBox("keep them")
         self.keep.setToolTip("A layer with all draws, to flick through with a slider")
         self.below = Message()
         self.where = QComboBox()
         for text, value in (
             ("whole image", "whole"),
             ("current slice (preview)", "slice"),
-            ("drawn region, current slice (preview)", "region slice"),
-            ("drawn region", "region"),
+            ("region, current slice (preview)", "region slice"),
+            ("region", "region"),
         ):
             self.where.addItem(text, value)
         self.where.setToolTip("Try a slice or a region first: it comes out as it will in the whole")
@@ -151,6 +151,8 @@ class RestoreWidget(QWidget):
         self.dtype = QComboBox()
         for text, value in (("float32", "float32"), ("that of the image (rounded)", "input")):
             self.dtype.addItem(text, value)
+        for box in (self.task, self.where, self.dtype):
+            make_narrow(box)
         self.button = QPushButton("Restore")
         self.bar = RunBar()
         self.message = Message()
@@ -364,7 +366,7 @@ class RestoreWidget(QWidget):
         told = [misfit for misfit in self._misfits if not (self.refit.isChecked() and misfit.about == "noise")]
         self.refit.setVisible(self.source.ready)
         if told:
-            self.fit.warn("\n".join(misfit.sentence for misfit in told))
+            self.fit.warn("\n⚠ ".join(misfit.sentence for misfit in told))
         else:
             self.fit.say("")
 

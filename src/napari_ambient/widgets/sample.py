@@ -8,6 +8,7 @@ Both blocks are shown between the same limits, and stay so: their layers are lin
 
 from __future__ import annotations
 
+import importlib
 import io
 import threading
 import weakref
@@ -42,7 +43,7 @@ from napari_ambient.sample_sheet import Block, Shown, cell_shape, contrast, lay_
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._column import scrolled_column
 from napari_ambient.widgets._forms import PriorBox, SourceForm, fold
-from napari_ambient.widgets._layers import layer_arguments
+from napari_ambient.widgets._layers import METADATA, layer_arguments
 from napari_ambient.widgets._run import Job, Message, RunBar, run
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets.batch import NEEDS_BELOW
@@ -254,6 +255,8 @@ class SampleWidget(QWidget):
 
     def _drawn(self, told: Begun | Placed) -> None:
         if isinstance(told, Begun):
+            if self._sheet is not None and self._sheet.take(told):
+                return
             if self._sheet is not None:
                 self._sheet.remove()
             self._sheet = _Sheet(self.viewer, told)
@@ -429,6 +432,7 @@ class _Sheet:
 
     def __init__(self, viewer: Viewer, begun: Begun) -> None:
         self._viewer = weakref.ref(viewer)
+        self._begun = begun
         self._blocks = {"sample": begun.samples} | ({} if begun.crops is None else {"crop": begun.crops})
         names = {"sample": "New images from the prior", "crop": f"Training crops, {begun.shown}"}
         solid = len(begun.samples.cell) == 3
@@ -473,6 +477,21 @@ class _Sheet:
             middle = begun.samples.cell[0] // 2
             viewer.dims.set_current_step(viewer.dims.ndim - 3, middle)
         viewer.reset_view()
+
+    def take(self, begun: Begun) -> bool:
+        """Empty the sheet for new images, if they fit and all its layers are there; adding layers takes time."""
+        viewer, old = self._viewer(), self._begun
+        same = (begun.samples, begun.crops, begun.shown) == (old.samples, old.crops, old.shown)
+        same = same and begun.voxel_size == old.voxel_size
+        if viewer is None or not same or any(layer not in viewer.layers for layer in self.layers):
+            return False
+        self._begun = begun
+        for side, block in self._blocks.items():
+            layer = self._images[side]
+            layer.data = block.empty()
+            layer.metadata[METADATA] |= {"history": [begun.record], "provenance": begun.record}
+            layer.visible = True
+        return True
 
     def place(self, told: Placed) -> None:
         """Show one more image."""
@@ -519,6 +538,8 @@ def _draw(
         from napari_ambient.devices import choose_device
         from napari_ambient.prior import place
 
+        # napari's titles (Points) need it; imported by them it would hold the window up for a second
+        importlib.import_module("pandas")
         device = choose_device(settings().device)
         used = place(prior, device)
         shape = cell_shape(used, options.size, options.depth)

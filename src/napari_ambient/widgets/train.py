@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 PLUGIN, RESTORE = "napari-ambient", "Restore"
 TRAININGS = "trainings"
 """Folder of the unfinished trainings, in the cache folder."""
+TIMING = "Timing a few steps on this machine…"
 WAIT = 400
 """Milliseconds without a change of the form until the time is estimated."""
 DIMS: dict[Dims, str] = {
@@ -266,8 +267,9 @@ class TrainWidget(QWidget):
         theme = self.viewer.theme
         self.losses.set_theme(theme)
         self.noise.set_theme(theme)
-        accent = get_theme(theme).current.as_hex()
-        self.train.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: white; }}")
+        colours = get_theme(theme)
+        accent, text = colours.current.as_hex(), colours.text.as_hex()
+        self.train.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: {text}; }}")
 
     @property
     def training(self) -> bool:
@@ -311,6 +313,7 @@ class TrainWidget(QWidget):
         if self._estimate is not None:
             self._estimate.cancel()
         if self.source.ready and not self.training:
+            self.time.say(TIMING)  # the time of other settings must not stand there
             self._timer.start()
         else:
             self._timer.stop()
@@ -374,7 +377,7 @@ class TrainWidget(QWidget):
             self._say_time(self._times[key])
             return
         noise = self.noise.models[0] if self.noise.models else None
-        self.time.say("Timing a few steps on this machine…")
+        self.time.say(TIMING)
         budget = self._timing
 
         def work(job: Job) -> Generator[TrainingTime, None, None]:
@@ -579,7 +582,7 @@ class TrainWidget(QWidget):
         if not self.name.isModified():
             self.name.setText(self._free_name())
         self._look_for_unfinished(quietly=True)
-        self._refresh()
+        self._form_changed()
 
     def _look_for_unfinished(self, *, quietly: bool = False) -> None:
         """Offer to go on with a training of these images that was stopped, or cut short by a crash."""
