@@ -143,6 +143,10 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert "blind-spot" in text or "blind_spot" in text
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path) -> None:
     """Ctrl-C saves the prior so far, exit code 130; --resume ends where an uninterrupted training does."""
     program = [sys.executable, "-m", "napari_ambient", "train", str(stack), "--gain", "2", "--zero", "100"]
@@ -150,7 +154,9 @@ def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path)
     # seconds of work, so that the signal comes before the end on a busy machine too
     folder = tmp_path / "a.prior"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([*program, "-o", str(folder), *options], stderr=subprocess.PIPE, env=environment) as process:
+    command = [*program, "-o", str(folder), *options]
+    # a shell ignores Ctrl-C for what it runs in the background, and children inherit that
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, preexec_fn=_hear_interrupts) as process:
         assert process.stderr is not None
         text = b""
         while not re.search(rb"[4-9]/300|\d\d/300", text):

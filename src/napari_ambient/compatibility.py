@@ -214,8 +214,8 @@ def _intensity(
         return [
             Misfit(
                 "intensity",
-                f"Light{name}: the brightest voxels ({top**2 / 4:.3g} photo-electrons) are far beyond what the prior was "
-                "trained on, and may be dimmed or blurred. Train on data that hold such bright structures.",
+                f"Light{name}: the brightest voxels ({top**2 / 4:.3g} photo-electrons) are far beyond what the prior "
+                "was trained on, and may be dimmed or blurred. Train on data that hold such bright structures.",
             )
         ]
     return []
