@@ -49,7 +49,7 @@ SHOWN = (2.0, 3.0)
 BARS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 """Scale bars, nm."""
 MEDIA = {"oil": 1.515, "glycerol": 1.47, "silicone": 1.40, "water": 1.33, "air": 1.0}
-MICROSCOPES = {"widefield": "widefield", "confocal or spinning disk": "confocal", "light sheet": "light-sheet"}
+MICROSCOPES = {"widefield": "widefield", "confocal": "confocal", "light sheet": "light-sheet"}
 
 
 class PsfForm(QWidget):
@@ -75,12 +75,13 @@ class PsfForm(QWidget):
         self._job: Job | None = None
 
         self.source = QComboBox()
-        for text, value in (("computed from the optics", "optics"), ("a layer", "layer"), ("a file", "file")):
+        for text, value in (("from the optics", "optics"), ("a layer", "layer"), ("a file", "file")):
             self.source.addItem(text, value)
         self.source.setToolTip("Where the image of a single point comes from")
         self.microscope = QComboBox()
         for text, value in MICROSCOPES.items():
             self.microscope.addItem(text, value)
+        self.microscope.setToolTip("A spinning disk is confocal")
         self.na = _box(1.4, 0.05, 1.7, 2, "", "Numerical aperture, written on the objective")
         self.medium = QComboBox()
         for text, index in MEDIA.items():

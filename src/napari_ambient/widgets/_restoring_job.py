@@ -48,14 +48,14 @@ class Item:
         What of it; empty: all.
     path : Path
         Where the result goes if it is too large for the memory.
-    measured : array_like or None
-        Where something was measured (True); None: everywhere but at NaN.
+    measured : callable or None
+        Reads where something was measured (True); None: everywhere but at NaN.
     """
 
     volume: Volume
     part: Mapping[str, slice]
     path: Path
-    measured: NDArray[np.bool_] | None = None
+    measured: Callable[[], NDArray[np.bool_]] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Task:
         The prior.
     items : tuple of Item
         The images.
+    channel : int or None
+        Which of the prior's channels to use; None: all.
     refit : bool
         Fit the noise of each image anew.
     through : {"nothing", "psf", "holes"}
@@ -90,6 +92,7 @@ class Task:
 
     prior: Prior
     items: tuple[Item, ...]
+    channel: int | None = None
     refit: bool = False
     through: Literal["nothing", "psf", "holes"] = "nothing"
     psf: NDArray[Any] | None = None
@@ -202,6 +205,7 @@ def restore_job(
     from napari_ambient.noise_fit import fit_channels
 
     begin = time.perf_counter()
+    prior = task.prior if task.channel is None else task.prior.channel(task.channel)
     for number, item in enumerate(task.items):
         name = item.volume.name if len(task.items) > 1 else ""
         check()
@@ -210,14 +214,14 @@ def restore_job(
             report(0, 0, " ".join(("fitting the noise", f"of {name}" if name else "")).strip())
             models = fit_channels(item.volume)
         check()
-        yield from _restore(task, number, item, models, _Watch(check, report, name))
+        yield from _restore(task, prior, number, item, models, _Watch(check, report, name))
     return time.perf_counter() - begin
 
 
 def look_job(
-    volume: Volume, prior: Prior, refit: bool, check: Callable[[], None]
+    volume: Volume, prior: Prior, channel: int | None, refit: bool, check: Callable[[], None]
 ) -> Generator[None, None, list[Misfit]]:
-    """Find where prior and data do not fit; with `refit` by the data's own noise."""
+    """Find where prior (or one channel of it) and data do not fit; with `refit` by the data's own noise."""
     from napari_ambient.compatibility import find_misfits
     from napari_ambient.noise_fit import fit_channels
 
@@ -225,7 +229,7 @@ def look_job(
     yield
     models = fit_channels(volume) if refit else None
     check()
-    return find_misfits(volume, prior, models)
+    return find_misfits(volume, prior if channel is None else prior.channel(channel), models)
 
 
 class _Watch:
@@ -244,7 +248,7 @@ class _Watch:
 
 
 def _restore(
-    task: Task, number: int, item: Item, models: list[NoiseModel] | None, watch: _Watch
+    task: Task, prior: Prior, number: int, item: Item, models: list[NoiseModel] | None, watch: _Watch
 ) -> Generator[Growing | Grown | Made, None, None]:
     from napari_ambient.operators import Blur, Identity, Mask, Operator
     from napari_ambient.restoration import Clipping, restore, restore_part
@@ -255,16 +259,16 @@ def _restore(
             raise AssertionError("a deconvolution needs a PSF")
         operator = Blur(task.psf)
     elif task.through == "holes" and item.measured is not None:
-        operator = Mask(item.measured)
+        operator = Mask(item.measured())
     clipping = Clipping()
     settings: dict[str, Any] = {"method": task.method, "dtype": task.dtype, "device": task.device}
     if task.method == "samples":
         settings |= {"draws": task.draws, "steps": task.steps, "seed": task.seed, "outputs": task.outputs}
     settings |= {"noise": models, "operator": operator, "clipping": clipping, "watch": watch}
     if item.part:
-        result = restore_part(item.volume, task.prior, item.part, **settings)
+        result = restore_part(item.volume, prior, item.part, **settings)
     else:
-        result = restore(item.volume, task.prior, **settings)
+        result = restore(item.volume, prior, **settings)
     path = None
     if result.nbytes <= task.memory:
         values = np.asarray(result.data.compute(scheduler="synchronous"))

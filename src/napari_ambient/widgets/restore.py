@@ -8,6 +8,7 @@ OME-Zarr folder, block by block, and can be looked at while they grow.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ import numpy as np
 from napari.layers import Image
 from napari.viewer import Viewer
 from qtpy.compat import isalive
-from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtCore import QObject, QSignalBlocker, Qt, QTimer, Signal
 from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -104,6 +105,8 @@ class RestoreWidget(QWidget):
         self.source = SourceForm(self.viewer)
         self.others = QCheckBox()
         self.others.setToolTip("Restore all image layers that are selected in the layer list, one after another")
+        self.channel = QComboBox()
+        self.channel.setToolTip("The prior was trained on several channels: which of them is this image?")
         self.fit = Message()
         self.refit = QCheckBox("Fit the noise anew to this image")
         self.refit.setToolTip(
@@ -151,7 +154,7 @@ class RestoreWidget(QWidget):
         self.dtype = QComboBox()
         for text, value in (("float32", "float32"), ("that of the image (rounded)", "input")):
             self.dtype.addItem(text, value)
-        for box in (self.task, self.where, self.dtype):
+        for box in (self.channel, self.task, self.where, self.dtype):
             make_narrow(box)
         self.button = QPushButton("Restore")
         self.bar = RunBar()
@@ -203,7 +206,11 @@ class RestoreWidget(QWidget):
         content = QWidget()
         column = QVBoxLayout(content)
         column.setContentsMargins(6, 6, 6, 6)
-        column.addWidget(_group("Prior", self.prior))
+        self.channels = QWidget()
+        channels = _rows(self.channels)
+        channels.setContentsMargins(0, 0, 0, 0)
+        channels.addRow("Its channel", self.channel)
+        column.addWidget(_group("Prior", self.prior, self.channels))
         column.addWidget(_group("Image", self.source, self.others, self.fit, self.refit))
         column.addWidget(how)
         column.addWidget(self.target)
@@ -225,6 +232,7 @@ class RestoreWidget(QWidget):
         self.prior.changed.connect(self._pair_changed)
         self.source.changed.connect(self._source_changed)
         self.refit.toggled.connect(self._pair_changed)
+        self.channel.currentIndexChanged.connect(self._pair_changed)
         for box in (self.task, self.where, self.dtype):
             box.currentIndexChanged.connect(self._refresh)
         for choice in (self.mean, self.error_bars, self.keep, self.others):
@@ -253,7 +261,8 @@ class RestoreWidget(QWidget):
 
         if isalive(self):
             accent = get_theme(self.viewer.theme).current.as_hex()
-            self.button.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: white; }}")
+            self.button.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; }}")
+            self._refresh()  # sentences are said again, in colours that can be read
 
     @property
     def running(self) -> bool:
@@ -281,18 +290,37 @@ class RestoreWidget(QWidget):
             self._look.cancel()
             self._look = None
         self._misfits = []
+        self._list_channels()
         if self.prior.prior is not None and self.source.ready and not self.running:
             self._timer.start()
         else:
             self._timer.stop()
         self._refresh()
 
+    def _list_channels(self) -> None:
+        """Offer the channels of a prior of several, for an image of one."""
+        prior, volumes = self.prior.prior, self._volumes()
+        names: list[str] = []
+        if prior is not None and volumes and volumes[0].sizes.get("C", 1) == 1 < len(prior.noise):
+            names = list(prior.record.channel_names) or [str(i) for i in range(len(prior.noise))]
+        if names != [self.channel.itemText(i) for i in range(self.channel.count())]:
+            with QSignalBlocker(self.channel):
+                self.channel.clear()
+                self.channel.addItems(names)
+        self.channels.setVisible(bool(names))
+
+    @property
+    def _channel(self) -> int | None:
+        return self.channel.currentIndex() if self.channel.count() else None
+
     def _compare(self) -> None:
         volumes, prior = self._volumes(), self.prior.prior
         if not volumes or prior is None:
             return
-        refit = self.refit.isChecked()
-        job = run(lambda job: look_job(volumes[0], prior, refit, job.check), self, title="comparing prior and image")
+        refit, channel = self.refit.isChecked(), self._channel
+        job = run(
+            lambda job: look_job(volumes[0], prior, channel, refit, job.check), self, title="comparing prior and image"
+        )
         self._look = job
 
         def found(misfits: list[Misfit]) -> None:
@@ -315,7 +343,7 @@ class RestoreWidget(QWidget):
             return
         prior = self.prior.prior
         knows = prior is None or prior.knows_below
-        self.error_bars.setEnabled(knows)
+        self.error_bars.setEnabled(knows and not self.running)
         items = cast(QStandardItemModel, self.task.model())
         for row in (1, 2):
             item = items.item(row)
@@ -344,7 +372,8 @@ class RestoreWidget(QWidget):
         self.button.setEnabled(ready and (task != "psf" or self.psf.psf is not None))
         whole = where in ("whole", "region")
         self.button.setText("Restoring…" if self.running else "Restore" if whole else "Preview")
-        for part in (self.prior, self.source, self.refit, self.others, self.task, self.psf, self.holes, self.where):
+        fixed = (self.prior, self.channels, self.source, self.refit, self.others, self.task, self.psf, self.holes)
+        for part in (*fixed, self.where, self.region, self.mean, self.drawing):
             part.setEnabled(not self.running)
 
     def _show_others(self) -> None:
@@ -426,7 +455,7 @@ class RestoreWidget(QWidget):
             part = self._part(layer, volume, axes) if checked or self.where.currentData() == "slice" else {}
             measured = None
             if through == "holes" and self.holes.layer is not None and checked:
-                measured = mask_from_labels(self.holes.layer, volume)
+                measured = functools.partial(mask_from_labels, self.holes.layer, volume)
             path = self._free_path(volume, layer, taken)
             if checked and self.output.isModified() and not items:
                 path = Path(self.output.text()).expanduser()
@@ -438,6 +467,7 @@ class RestoreWidget(QWidget):
         return Task(
             prior=prior,
             items=tuple(items),
+            channel=self._channel,
             refit=self.refit.isChecked(),
             through=through,
             psf=self.psf.psf if through == "psf" else None,
