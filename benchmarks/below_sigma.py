@@ -125,7 +125,7 @@ def _score(
         noise = replace(noise, hot_pixels=None)
     one = np.asarray(restore(volume, prior, noise=noise).data.compute(), dtype=np.float64)
     if not prior.knows_below:  # as if it did: what an untaught network says there
-        config = {**prior.record.config, "below": "auto", "below_steps": 1}
+        config = {**prior.record.config, "below": "auto", "steps": 1, "below_steps": 1}
         prior = replace(prior, record=replace(prior.record, config=config))
     drawn = restore(volume, prior, noise=noise, method="samples", draws=draws, outputs=["draws"])
     values = np.asarray(drawn.data.compute(), dtype=np.float64).reshape(draws, *truth.shape)

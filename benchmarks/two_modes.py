@@ -50,6 +50,12 @@ class Plain(Recorruption):
     def scaled(self, photons: Tensor) -> Tensor:
         return photons
 
+    def fresh(self, prediction: Tensor, counts: Tensor) -> Tensor:
+        return (prediction - counts).square()
+
+    def surprise(self, counts: Tensor, expected: Tensor) -> Tensor:
+        return (counts - expected).square() / (2 * SIGMA_Y**2)
+
 
 class Scalar(nn.Module):
     """A denoiser of single voxels: a small perceptron, preconditioned."""

@@ -100,7 +100,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         load_prior(path)
     restore()
     corrupt(path, format=99)
-    with pytest.raises(PriorError, match="format 99, this version reads up to 1; update"):
+    with pytest.raises(PriorError, match="format 99, this version reads up to 2; update"):
         load_prior(path)
     restore()
     corrupt(path, program="other")

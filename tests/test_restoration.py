@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused() -> None:
         restore(image, prior, noise=[NOISE, NOISE])
     with pytest.raises(RestorationError, match="the prior is 3D"):
         restore(image, make_prior(SOLID))
-    with pytest.raises(RestorationError, match="choose mean or samples"):
+    with pytest.raises(RestorationError, match="choose one of mean, samples, amortised"):
         restore(image, prior, method="magic")  # type: ignore[arg-type]
     with pytest.raises(RestorationError, match="choose float32 or input"):
         restore(image, prior, dtype="int8")  # type: ignore[arg-type]

@@ -243,7 +243,7 @@ def test_bad_input_is_named() -> None:
         train(noisy((2, 12, 12)), NOISE, config=TINY)
     with pytest.raises(TrainingError, match=r"give 2 positive multiples of \(8, 8\)"):
         train(noisy(), NOISE, config=TrainConfig(patch=(10, 10)))
-    with pytest.raises(TrainingError, match="choose one of ambient"):
+    with pytest.raises(TrainingError, match="choose one of auto, ambient"):
         train(noisy(), NOISE, objective="magic", config=TINY)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="no Z to see"):
         train(noisy(), NOISE, config=TrainConfig(dims="3D"))

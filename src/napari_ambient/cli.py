@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from . import __version__
-from .choices import ObjectiveName, OutputType, PosteriorName, PresetName
+from .choices import ObjectiveName, OutputType, PosteriorName, PresetName, RestoreMethod
 from .measurement import Optics, check_optics, operator_for
 from .train_config import TrainConfig, TrainingError
 from .train_config import preset as settings
@@ -58,7 +58,11 @@ def train(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     preset: PresetName = "balanced",
-    objective: ObjectiveName = "ambient",
+    objective: ObjectiveName = "auto",
+    psf: Path | None = None,
+    psf_is: Literal["bead", "computed"] = "bead",
+    mask: Path | None = None,
+    finer: int = 1,
     target: list[str] | None = None,
     start: Annotated[Path | None, Parameter(name="--from")] = None,
     channel: str | None = None,
@@ -71,6 +75,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    optics: Annotated[Optics | None, Parameter(name="*")] = None,
     asked: Annotated[AskedConfig | None, Parameter(name="*")] = None,
 ) -> int:
     """Train a prior from noisy stacks.
@@ -85,7 +90,16 @@ def train(
         How much to invest: quick (600 steps), balanced (3000), best (8000 of a larger network; with a GPU, or over
         night). What is named below goes before it.
     objective : str
-        What to minimise. The others than ambient serve comparison.
+        What to minimise. auto: ambient for stacks that are only noisy, ambient_mask for holes, flow_diff behind a PSF.
+        ambient_flow, sure_score and em learn through any of them too; the others serve comparison.
+    psf : Path
+        The stacks are blurred: the image of a point, on their voxels. The prior is of what was before the blur.
+    psf_is : str
+        A bead's image, whose background is taken away, or a computed PSF, which has none.
+    mask : Path
+        The stacks have holes: an image of 0 where nothing was measured, 1 elsewhere.
+    finer : int
+        Learn structures on so many times finer pixels along Y and X.
     target : list of str
         Clean stacks for the objective "supervised", in the order of the inputs.
     start : Path
@@ -117,6 +131,8 @@ def train(
     from .training import iter_train
 
     config = settings(preset, **(asked.asked if asked else {}))
+    optics = optics or Optics()
+    check_optics(psf is not None, optics)
     if output.exists() and any(output.iterdir()) and not (resume or overwrite):
         raise TrainingError(f"{output} exists; choose another name, or pass --overwrite or --resume")
     volumes = [_open(path, channel, level, axes, voxel_size) for path in find_files(inputs)]
@@ -135,6 +151,7 @@ def train(
         volumes,
         noise,
         objective=objective,
+        operator=operator_for(volumes[0], psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer),
         target=targets,
         start=begin,
         config=config,
@@ -171,7 +188,7 @@ def restore(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     noise: Literal["prior", "fit"] = "prior",
-    method: Literal["mean", "samples"] = "mean",
+    method: RestoreMethod = "mean",
     draws: int = 8,
     steps: int = 18,
     seed: int = 0,
@@ -209,7 +226,8 @@ def restore(
     noise : str
         Use the noise model of the prior, or fit it anew to each file (other camera settings than in training).
     method : str
-        The posterior mean in one call, or what draws from the posterior say (mean and error bar).
+        The posterior mean in one call, what draws from the posterior say (mean and error bar), or, with a prior
+        trained behind a PSF or mask, the draws of its own posterior, one call each.
     draws : int
         Draws per image, for --method samples.
     steps : int
@@ -262,7 +280,7 @@ def restore(
     loaded = load_prior(prior)
     optics = optics or Optics()
     check_optics(psf is not None, optics)
-    if method == "mean" and recalibrate:
+    if method != "samples" and recalibrate:
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
     if recalibrate and (psf is not None or optics.na is not None or mask is not None or finer != 1):
         raise ValueError("--recalibrate checks draws without --psf, --na, --mask and --finer; leave it or them out")

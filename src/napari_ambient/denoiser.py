@@ -68,6 +68,7 @@ class Denoiser(nn.Module):
         corruption: Corruption = "gaussian",
         measured: Tensor | bool = False,
         channel: Tensor | int = 0,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Estimate the clean image.
 
@@ -83,6 +84,9 @@ class Denoiser(nn.Module):
             True where `x_t` is a measurement as it came, not further corrupted.
         channel : Tensor of shape (B,) or int
             Image channel of each sample (chooses its scale).
+        known : Tensor of bool, shape of `x_t`, or None
+            False where `x_t` was not measured but filled in; all is known if left out. Networks without an input for
+            it (`arguments.extra`) are not told.
 
         Returns
         -------
@@ -106,5 +110,9 @@ class Denoiser(nn.Module):
             dim=1,
         )
         centred = x_t - centre
-        features: Tensor = self.network(c_in * centred, condition).to(torch.float32)
+        seen = c_in * centred
+        if self.arguments.extra:
+            holes = torch.zeros_like(seen) if known is None else (~known).to(seen.dtype)
+            seen = torch.cat([seen, holes], dim=1)
+        features: Tensor = self.network(seen, condition).to(torch.float32)
         return centre + spread.square() / total * centred + level * spread * c_in * features

@@ -29,13 +29,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from .amortised import AmortisedPosterior, amortised_from
 from .denoiser import Denoiser, Scale
 from .networks.unet import UNet, UNetArguments
 from .noise import NoiseModel
 from .recorruption import Quanta, Recorruption, choose_recorruption
 from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, prior_draw
 
-FORMAT = 1
+FORMAT = 2
+WHOLE = ("flow_diff", "ambient_flow", "sure_score", "em")
+"""Objectives that teach all noise levels at once."""
 WEIGHTS, DESCRIPTION = "weights.safetensors", "prior.json"
 PROGRAM = "napari-ambient"
 
@@ -74,6 +77,8 @@ class Record:
         How the detector counts (`recorruption.Quanta`).
     start : str
         Hash of the prior that the training began with; empty if from scratch.
+    operator : dict
+        What the microscope had done to the training's light (`Operator.to_dict`); empty where it was only noisy.
     """
 
     objective: str
@@ -88,6 +93,7 @@ class Record:
     version: str = ""
     quanta: Mapping[str, float | None] = field(default_factory=dict)
     start: str = ""
+    operator: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +108,14 @@ class Prior:
         One per channel of the training volumes.
     record : Record
         Where it comes from.
+    posterior : AmortisedPosterior or None
+        A flow that draws from posteriors in one call, for measurements through the operator of the record.
     """
 
     denoiser: Denoiser
     noise: tuple[NoiseModel, ...]
     record: Record
+    posterior: AmortisedPosterior | None = None
 
     @property
     def recorruption(self) -> Recorruption:
@@ -127,12 +136,16 @@ class Prior:
     def to(self, device: torch.device | str) -> Prior:
         """Move the weights to a device (in place) and return the prior."""
         self.denoiser.to(device)
+        if self.posterior is not None:
+            self.posterior.to(device)
         return self
 
     @property
     def levels(self) -> str:
         """Say in words which noise levels were learned from data, and which were inferred."""
         sigma = self.recorruption.sigma_y
+        if self.record.objective in WHOLE:
+            return f"all levels inferred by {self.record.objective}, as far as the measurements determine them"
         if not self.knows_below:
             return f"learned from data at and above the measurement's own noise (sigma {sigma:.2g}); nothing below"
         return (
@@ -144,6 +157,8 @@ class Prior:
     def knows_below(self) -> bool:
         """Whether a stage taught it what lies below the measurement's own noise, which draws need."""
         config = self.record.config
+        if self.record.objective in WHOLE:
+            return True
         if config.get("below", "none") == "none":
             return False
         # half of the stage, at least: a training that was stopped before has not learned it
@@ -162,7 +177,8 @@ class Prior:
         denoiser.load_state_dict({**state, "scales": denoiser.state_dict()["scales"]})
         denoiser.to(self.device).eval().requires_grad_(False)
         record = replace(self.record, channel_names=tuple(names[index : index + 1]))
-        return place(Prior(denoiser, (self.noise[index],), record), None)
+        posterior = None if self.posterior is None else self.posterior.channel(index)
+        return place(Prior(denoiser, (self.noise[index],), record, posterior), None)
 
     def sample(
         self,
@@ -318,6 +334,9 @@ class Prior:
 
     def _tensors(self) -> bytes:
         tensors = {f"denoiser.{k}": v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+        if self.posterior is not None:
+            own = self.posterior.state_dict()
+            tensors |= {f"posterior.{k}": v.detach().cpu().contiguous() for k, v in own.items()}
         for c, noise in enumerate(self.noise):
             for name, value in noise.to_dict().items():
                 if isinstance(value, np.ndarray):
@@ -331,6 +350,7 @@ class Prior:
             "format": FORMAT,
             "weights_sha256": digest,
             "network": self.denoiser.arguments.to_dict(),
+            **({} if self.posterior is None else {"posterior": self.posterior.arguments.to_dict()}),
             "noise": noise,
             "record": asdict(self.record),
         }
@@ -345,6 +365,7 @@ class _Description(pydantic.BaseModel):
     format: int
     weights_sha256: str
     network: dict[str, Any]
+    posterior: dict[str, Any] | None = None
     noise: list[dict[str, Any]]
     record: dict[str, Any]
 
@@ -392,6 +413,10 @@ def load_prior(path: str | os.PathLike[str], *, device: torch.device | str | Non
         state = {k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")}
         denoiser = Denoiser(UNet(arguments), [Scale(*row) for row in state["scales"].tolist()])
         denoiser.load_state_dict(state)
+        posterior = None
+        if description.posterior is not None:
+            own = {k.removeprefix("posterior."): v for k, v in tensors.items() if k.startswith("posterior.")}
+            posterior = amortised_from(description.posterior, own).eval().requires_grad_(False)
         noise = tuple(_read_noise(c, values, tensors) for c, values in enumerate(description.noise))
         values = dict(description.record)
         for name in ("channel_names", "history", "sources"):
@@ -402,7 +427,7 @@ def load_prior(path: str | os.PathLike[str], *, device: torch.device | str | Non
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PriorError(f"{path} is damaged: {error}; copy the bundle again or train anew") from error
     denoiser.eval().requires_grad_(False)
-    return place(Prior(denoiser, noise, record), device)
+    return place(Prior(denoiser, noise, record, posterior), device)
 
 
 def place(prior: Prior, device: torch.device | str | None) -> Prior:

@@ -42,6 +42,7 @@ READ_SHOWS = 0.05  # photo-electrons²: less does not hide whole photo-electrons
 # matters: MSE with shape 4 and 1 on two confocal stacks 39.7, 39.6 and 10.87, 10.89; on an EMCCD 40.8 and 39.0.
 PULSE_SHAPE = 1.0
 DIM = 1.5  # photo-electrons per voxel, below which the levels are drawn nearer to the boundary
+DARKEST = 0.1  # photo-electrons: the least variance of a Gaussian likelihood
 FLOOR = 1e-3  # photo-electrons: keeps the Poisson likelihood finite where nothing was counted
 
 
@@ -122,6 +123,14 @@ class Recorruption(ABC):
     def scaled(self, photons: Tensor) -> Tensor:
         """Turn expected photo-electrons into the prediction that stands for them (undoes `photons`)."""
 
+    @abstractmethod
+    def fresh(self, prediction: Tensor, counts: Tensor) -> Tensor:
+        """Give the loss per voxel of a prediction that has not seen the counts; least at E[clean | what it saw]."""
+
+    @abstractmethod
+    def surprise(self, counts: Tensor, expected: Tensor) -> Tensor:
+        """Give the negative log-likelihood of photo-electrons per voxel, in nats, up to what depends on them alone."""
+
 
 class Thinning(Recorruption):
     """Thinning of photo-electrons into two parts, independent given the light (`splitting.py`).
@@ -197,6 +206,15 @@ class Thinning(Recorruption):
     def scaled(self, photons: Tensor) -> Tensor:
         """Z = 2 √λ."""
         return 2 * (photons - FLOOR).clamp_min(0).sqrt()
+
+    def fresh(self, prediction: Tensor, counts: Tensor) -> Tensor:
+        """Poisson deviance of all of k."""
+        return self.surprise(counts, self.photons(prediction))
+
+    def surprise(self, counts: Tensor, expected: Tensor) -> Tensor:
+        """Poisson, with what read noise adds counted as light: the variance of k is its mean."""
+        rate = expected.clamp_min(0) + FLOOR
+        return rate - counts * rate.log()
 
 
 class Gaussian(Recorruption):
@@ -303,6 +321,14 @@ class Gaussian(Recorruption):
     def scaled(self, photons: Tensor) -> Tensor:
         """E[z | λ] to second order."""
         return 2 * (photons + 0.125).clamp_min(0).sqrt()
+
+    def fresh(self, prediction: Tensor, counts: Tensor) -> Tensor:
+        """Squared distance from z, whose mean is what a prediction stands for."""
+        return (prediction - stabilise(counts, 1.0)).square()
+
+    def surprise(self, counts: Tensor, expected: Tensor) -> Tensor:
+        """Gaussian, of the variance that a blurred pilot of the counts gives."""
+        return (counts - expected).square() / (2 * blur(counts, self._pilot).clamp_min(DARKEST))
 
     def _filtered(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """Noise of covariance c I - C, made on a larger torus so that opposite edges are not tied together."""

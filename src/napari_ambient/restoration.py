@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dask.array as da
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import __version__
+from .choices import RestoreMethod
 from .devices import choose_device, free_memory
 from .noise import NoiseModel
 from .operators import Identity, Operator
@@ -43,7 +44,7 @@ def restore(
     *,
     noise: NoiseModel | Sequence[NoiseModel] | None = None,
     operator: Operator | None = None,
-    method: Literal["mean", "samples"] = "mean",
+    method: RestoreMethod = "mean",
     posterior: MethodName = "split_gibbs",
     draws: int = 8,
     steps: int = 18,
@@ -74,8 +75,10 @@ def restore(
         it. Only with ``method="samples"``.
     posterior : {"split_gibbs", "mmps", "diffpir", "dps", "red_diff"}
         Posterior method behind an operator; the first two give draws whose spread is an error bar.
-    method : {"mean", "samples"}
-        The posterior mean in one network call, or what draws from the posterior say.
+    method : {"mean", "samples", "amortised"}
+        The posterior mean in one network call, what draws from the posterior say, or what draws of the prior's own
+        learned posterior say, one call each: for priors that were trained through this very operator
+        (``objective="flow_diff"`` and others). Those without a flow give its mean alone, ``outputs=["mean"]``.
     draws : int
         Draws per image (samples), 2 or more for a standard deviation.
     steps : int
@@ -121,13 +124,13 @@ def restore(
     TileWarning
         When memory runs out and tiles are halved.
     """
-    if method not in ("mean", "samples"):
-        raise RestorationError(f"method is {method!r}; choose mean or samples")
+    if method not in get_args(RestoreMethod):
+        raise RestorationError(f"method is {method!r}; choose one of {', '.join(get_args(RestoreMethod))}")
     operator = operator or Identity()
     if method == "mean" and not isinstance(operator, Identity):
         raise RestorationError(
             f"one network call cannot undo an operator ({operator.describe()}); use method='samples', for the mean "
-            "alone with outputs=['mean']"
+            "alone with outputs=['mean']; or method='amortised' with a prior trained through it"
         )
     if dtype not in ("float32", "input"):
         raise RestorationError(f"dtype is {dtype!r}; choose float32 or input")
@@ -157,8 +160,13 @@ def restore(
     limit = tuple(tile) if tile is not None else plan_tile(restorer, free_memory(chosen))
     if len(limit) != 3 or min(limit) < 1:
         raise RestorationError(f"tile is {tuple(limit)}; give three positive numbers (Z, Y, X)")
-    if method == "samples":
-        _check_below(prior, draws, outputs)
+    if method == "amortised":
+        _check_amortised(prior, operator, outputs)
+        draws = 1 if prior.posterior is None else draws
+    if method != "mean":
+        _check_draws(draws, outputs)
+        if method == "samples":
+            _check_below(prior)
         drawing = DrawRestorer(
             restorer,
             draws=draws,
@@ -170,6 +178,7 @@ def restore(
             operator=operator,
             posterior=posterior,
             spread=spread,
+            amortised=method == "amortised",
             watch=watch,
         )
         data, axes, names = _draw_blocks(drawing, volume, channels)
@@ -400,12 +409,42 @@ def _draw_blocks(drawing: DrawRestorer, volume: Volume, channels: int) -> tuple[
     return data, axes, tuple(f"{p}{label}" for p in prefix for label in drawing.labels)
 
 
-def _check_below(prior: Prior, draws: int, outputs: Sequence[str]) -> None:
+def _check_amortised(prior: Prior, operator: Operator, outputs: Sequence[str]) -> None:
+    """Refuse measurements that the prior's own posterior was not trained for."""
+    trained = prior.record.operator
+    if prior.posterior is None and not trained:
+        raise RestorationError(
+            "this prior has no posterior of its own: it was trained on images that are only noisy; use method='mean' "
+            "or 'samples', or train one through the operator (objective='flow_diff')"
+        )
+    given = {} if isinstance(operator, Identity) else operator.to_dict()
+    if _without_maps(given) != _without_maps(trained):
+        raise RestorationError(
+            f"the prior's own posterior was trained for another operator than this one ({operator.describe()}), and "
+            "knows no other; use method='samples', which takes any, or give the operator of the training"
+        )
+    if prior.posterior is None and list(outputs) != ["mean"]:
+        raise RestorationError(
+            f"outputs is {list(outputs)!r}, and the prior was trained by {prior.record.objective}, which gives the "
+            "mean alone; ask for outputs=['mean'], or use method='samples'"
+        )
+
+
+def _without_maps(record: Mapping[str, Any]) -> list[Any]:
+    """Give the operators of a record; masks without their maps, which are shown to the posterior at every voxel."""
+    parts = record.get("applied", [record] if record else [])
+    return [part["operator"] if part.get("operator") == "mask" else dict(part) for part in parts]
+
+
+def _check_below(prior: Prior) -> None:
     if not prior.knows_below:
         raise RestorationError(
             "this prior knows nothing below the noise of its data, which draws need; train it on with the stage below "
             "(below='auto', --below auto)"
         )
+
+
+def _check_draws(draws: int, outputs: Sequence[str]) -> None:
     if draws < 1 or (draws < 2 and "std" in outputs):
         raise RestorationError(f"draws is {draws}; give 2 or more (1 is enough without std)")
     if isinstance(outputs, str) or len(set(outputs)) < len(outputs):

@@ -166,6 +166,7 @@ class Restorer:
             corruption=self.form.corruption,
             measured=True,
             channel=min(channel, scales - 1),
+            known=valid,
         )
         self.count.called()
         return self.form.photons(answer)

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .amortised import AmortisedPosterior
 from .denoiser import Denoiser
 from .devices import memory_errors
+from .networks.flow import ConditionalFlow
 from .networks.unet import UNet
 from .objectives.gaussian_levels import HIGH, LOW
 from .objectives.virtual_exposures import photon_rate
@@ -127,66 +129,65 @@ class TileWarning(UserWarning):
     """Something about the tiles that the user may want to know."""
 
 
-class TiledDenoiser:
-    """A denoiser of whole images that works tile by tile.
+class Tiles:
+    """Apply a network to whole images tile by tile.
 
     Parameters
     ----------
-    denoiser : Denoiser
-        The network with its preconditioning.
     domain : Domain
         Stride, halo and margin of the network on images of this size.
     tile : tuple of int
         Largest tile (Z, Y, X), voxels.
     device : torch.device
         Where the network runs; the images stay where they are.
+    planes : int
+        0 for a network that sees volumes; else how many neighbouring planes it sees together.
     count : CallCount, optional
         Told of every network call.
     """
 
     def __init__(
         self,
-        denoiser: Denoiser,
         domain: Domain,
         tile: Sequence[int],
         device: torch.device,
+        *,
+        planes: int,
         count: CallCount | None = None,
     ) -> None:
-        self.denoiser, self.domain, self.tile, self.device = denoiser, domain, tuple(tile), device
+        self.domain, self.tile, self.device, self.planes = domain, tuple(tile), device, planes
         self.count = count or CallCount(None, 1, 0)
         self.calls = 0
 
-    def __call__(self, x_t: Tensor, sigma: Tensor, **condition: object) -> Tensor:
-        """Call D on a whole image.
+    def apply(self, network: Callable[..., Tensor], *images: Tensor) -> Tensor:
+        """Call a network on whole images.
 
         Parameters
         ----------
-        x_t : Tensor, shape (1, 1, Z, Y, X)
-            Image at level sigma.
-        sigma : Tensor, shape (1,)
-            The level.
-        **condition
-            As for `Denoiser.forward`.
+        network : callable
+            Takes as many images as are given, (1, 1, Z, Y, X) or (1, planes, Y, X), and gives one of that shape.
+        *images : Tensor, shape (1, 1, Z, Y, X)
+            The images.
 
         Returns
         -------
         Tensor
-            Shape of `x_t`.
+            Shape and type of the first.
         """
-        result = torch.empty_like(x_t)
-        for core in cores(x_t.shape[-3:], self._limits()):
-            self._fill(result, x_t, core, sigma, condition)
+        result = torch.empty_like(images[0])
+        for core in cores(result.shape[-3:], self._limits()):
+            self._fill(result, network, images, core)
         return result
 
     def _limits(self) -> tuple[int, ...]:
         return tuple(max(t // s * s, s) for t, s in zip(self.tile, self.domain.stride, strict=True))
 
     def _fill(
-        self, result: Tensor, x_t: Tensor, core: Sequence[slice], sigma: Tensor, condition: dict[str, object]
+        self, result: Tensor, network: Callable[..., Tensor], images: Sequence[Tensor], core: Sequence[slice]
     ) -> None:
         try:
             with memory_errors():
-                result[0, 0][tuple(core)] = self._call(x_t, core, sigma, condition)
+                result[0, 0][tuple(core)] = self._call(network, images, core)
         except MemoryError as error:
             halves = split(core, [max(s, 8) for s in self.domain.stride])
             if halves is None:
@@ -202,39 +203,90 @@ class TiledDenoiser:
             )
             self.tile = tuple(size)
             for half in halves:
-                self._fill(result, x_t, half, sigma, condition)
+                self._fill(result, network, images, half)
 
-    def _call(self, x_t: Tensor, core: Sequence[slice], sigma: Tensor, condition: dict[str, object]) -> Tensor:
+    def _call(self, network: Callable[..., Tensor], images: Sequence[Tensor], core: Sequence[slice]) -> Tensor:
         tile = self.domain.tile(core)
         box, indices = tile.sources()
-        part = x_t[0, 0][box]
-        for axis, index in enumerate(indices):
-            part = part.index_select(axis, torch.from_numpy(index))
-        part = part.to(self.device)
-        level = sigma.to(self.device)
-        arguments = self.denoiser.arguments
-        if arguments.dims == 3:
-            answer: Tensor = self.denoiser(part[None, None], level, **condition)[0, 0]
+        parts = []
+        for image in images:
+            part = image[0, 0][box]
+            for axis, index in enumerate(indices):
+                part = part.index_select(axis, torch.from_numpy(index))
+            parts.append(part.to(self.device))
+        home = images[0].device
+        if not self.planes:
+            answer: Tensor = network(*(part[None, None] for part in parts))[0, 0]
             self._called()
-            return answer[tile.inner].to(x_t.device)
-        half = arguments.channels // 2
+            return answer[tile.inner].to(home)
+        half = self.planes // 2
         planes = []
         for z in range(tile.inner[0].start, tile.inner[0].stop):
-            seen = part[None, z - half : z + half + 1].contiguous(memory_format=torch.channels_last)
-            planes.append(self.denoiser(seen, level, **condition)[0, half][tile.inner[1:]])
+            window = slice(z - half, z + half + 1)
+            seen = (part[None, window].contiguous(memory_format=torch.channels_last) for part in parts)
+            planes.append(network(*seen)[0, half][tile.inner[1:]])
             self._called()
-        return torch.stack(planes).to(x_t.device)
+        return torch.stack(planes).to(home)
 
     def _called(self) -> None:
         self.calls += 1
         self.count.called()
 
 
-def network_domain(network: UNet, shape: Sequence[int]) -> Domain:
+class TiledDenoiser(Tiles):
+    """A denoiser of whole images that works tile by tile.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        The network with its preconditioning.
+    domain, tile, device, count
+        As for `Tiles`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        domain: Domain,
+        tile: Sequence[int],
+        device: torch.device,
+        count: CallCount | None = None,
+    ) -> None:
+        planes = 0 if denoiser.arguments.dims == 3 else denoiser.arguments.channels
+        super().__init__(domain, tile, device, planes=planes, count=count)
+        self.denoiser = denoiser
+
+    def __call__(self, x_t: Tensor, sigma: Tensor, *, known: Tensor | None = None, **condition: Any) -> Tensor:
+        """Call D on a whole image.
+
+        Parameters
+        ----------
+        x_t : Tensor, shape (1, 1, Z, Y, X)
+            Image at level sigma.
+        sigma : Tensor, shape (1,)
+            The level.
+        known : Tensor of bool, shape of `x_t`, optional
+            False where `x_t` was not measured but filled in.
+        **condition
+            As for `Denoiser.forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape of `x_t`.
+        """
+        level = sigma.to(self.device)
+        if known is None:
+            return self.apply(lambda x: self.denoiser(x, level, **condition), x_t)
+        return self.apply(lambda x, k: self.denoiser(x, level, known=k, **condition), x_t, known)
+
+
+def network_domain(network: UNet | ConditionalFlow, shape: Sequence[int]) -> Domain:
     """Give the domain of an image (Z, Y, X) for a network: its stride, its receptive field as halo, and the margin."""
     stride, reach = network.stride, network.receptive_field
     if network.arguments.dims == 2:  # planes; in 2.5D each with its neighbours
-        stride, reach = (1, *stride), (network.arguments.channels // 2, *reach)
+        neighbours = network.arguments.channels // 2 if isinstance(network, UNet) else 0
+        stride, reach = (1, *stride), (neighbours, *reach)
     # a margin of one coarsest cell keeps the zeros that convolutions pad with away from the border's voxels
     margin = tuple(r if s == 1 else s * max(1, 8 // s) for s, r in zip(stride, reach, strict=True))
     return Domain(tuple(shape), tuple(stride), tuple(reach), margin)
@@ -335,6 +387,55 @@ def posterior_draw(
         x = reached
         yield None
     yield form.photons(x)
+
+
+def amortised_draw(
+    form: Recorruption,
+    posterior: AmortisedPosterior,
+    light: Tensor,
+    known: Tensor,
+    *,
+    tile: Sequence[int],
+    device: torch.device,
+    noise: Noise,
+    channel: int = 0,
+    count: CallCount | None = None,
+) -> Tensor:
+    """Draw one clean image from its posterior by one call of a flow.
+
+    Parameters
+    ----------
+    form : Recorruption
+        The form of noise that it was trained with.
+    posterior : AmortisedPosterior
+        The flow.
+    light, known : Tensor, shape (1, 1, Z, Y, X)
+        What the measurement shows (`amortised.evidence`).
+    tile : sequence of int
+        Largest tile (Z, Y, X), voxels.
+    device : torch.device
+        Where the flow is.
+    noise : Noise
+        Source of what is random.
+    channel : int
+        Image channel.
+    count : CallCount, optional
+        Told of every network call.
+
+    Returns
+    -------
+    Tensor, shape (1, 1, Z, Y, X)
+        Photo-electrons.
+    """
+    flow = posterior.flow
+    planes = 0 if flow.arguments.dims == 3 else 1
+    tiles = Tiles(network_domain(flow, tuple(light.shape[-3:])), tile, device, planes=planes, count=count)
+
+    def draw(z: Tensor, light: Tensor, known: Tensor) -> Tensor:
+        x: Tensor = posterior(z, light, known, channel)[0]
+        return x
+
+    return form.photons(tiles.apply(draw, noise(0, light), light, known))
 
 
 def prior_draw(

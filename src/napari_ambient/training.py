@@ -11,6 +11,7 @@ Adam with a cosine schedule and clipped gradients, bfloat16 where it pays, `Dist
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from . import __version__
+from .amortised import AmortisedPosterior, measured
 from .choices import Below, ObjectiveName
 from .denoiser import Denoiser, Scale
 from .devices import autocast, choose_device, memory_errors
@@ -39,11 +41,14 @@ from .noise import NoiseModel
 from .noise_fit import fit_noise
 from .objectives import BELOW, OBJECTIVES, Batch, Objective
 from .objectives.anchor import Anchor
-from .objectives.base import mean_where
+from .objectives.base import ObjectiveError, Setting, mean_where, operator_names
+from .objectives.views import Views, view_of
+from .operators import Identity, Operator, OperatorError
 from .prior import Prior, PriorError, Record, place, representative, write_whole
 from .recorruption import (
     Gaussian,
     Quanta,
+    Recorruption,
     Thinning,
     choose_form,
     choose_recorruption,
@@ -103,7 +108,8 @@ def train(
     volume: Volume | Sequence[Volume],
     noise: NoiseModel | Sequence[NoiseModel] | None = None,
     *,
-    objective: ObjectiveName = "ambient",
+    objective: ObjectiveName = "auto",
+    operator: Operator | None = None,
     target: Volume | Sequence[Volume] | None = None,
     start: Prior | None = None,
     config: TrainConfig | None = None,
@@ -118,8 +124,13 @@ def train(
     noise : NoiseModel or sequence, optional
         The camera's noise: one model for everything, or one per stack and channel (stack by stack). Fitted to each
         stack if left out.
-    objective : {"ambient", "blind_spot", "noise2noise", "supervised"}
-        What to minimise.
+    objective : str
+        What to minimise: "ambient" (only noise), "ambient_mask" (holes), "flow_diff", "ambient_flow", "sure_score" or
+        "em" (any operator), and for comparison "blind_spot", "noise2noise" and "supervised". "auto" chooses by the
+        operator.
+    operator : Operator, optional
+        What the microscope did to the light of these stacks before it was counted (`Blur`, `Mask`, `Downsample` and
+        products): the prior is one of the structures before it.
     target : Volume or sequence of Volume, optional
         Clean stacks, for ``objective="supervised"``.
     start : Prior, optional
@@ -138,7 +149,9 @@ def train(
     TrainingError, VolumeError, NoiseFitError
         If the data cannot be trained on; the message says why and what to do.
     """
-    steps = iter_train(volume, noise, objective=objective, target=target, start=start, config=config, device=device)
+    steps = iter_train(
+        volume, noise, objective=objective, operator=operator, target=target, start=start, config=config, device=device
+    )
     (last,) = collections.deque(steps, maxlen=1)
     return last.prior()
 
@@ -147,7 +160,8 @@ def iter_train(
     volume: Volume | Sequence[Volume],
     noise: NoiseModel | Sequence[NoiseModel] | None = None,
     *,
-    objective: ObjectiveName = "ambient",
+    objective: ObjectiveName = "auto",
+    operator: Operator | None = None,
     target: Volume | Sequence[Volume] | None = None,
     start: Prior | None = None,
     config: TrainConfig | None = None,
@@ -173,7 +187,7 @@ def iter_train(
     volumes = [volume] if isinstance(volume, Volume) else list(volume)
     targets = [target] if isinstance(target, Volume) else (None if target is None else list(target))
     with memory_errors():
-        training = _Training(volumes, noise, objective, targets, start, config, device)
+        training = _Training(volumes, noise, objective, operator or Identity(), targets, start, config, device)
         first = 0
         if resume:
             if folder is None:
@@ -191,28 +205,34 @@ class _Training:
         volumes: list[Volume],
         noise: NoiseModel | Sequence[NoiseModel] | None,
         objective: ObjectiveName,
+        operator: Operator,
         targets: list[Volume] | None,
         start: Prior | None,
         config: TrainConfig,
         device: torch.device | str | None,
     ) -> None:
+        if objective == "auto":
+            objective = choose_objective(operator)
         if objective not in OBJECTIVES:
-            raise TrainingError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+            raise TrainingError(f"objective is {objective!r}; choose one of auto, {', '.join(OBJECTIVES)}")
         if not volumes:
             raise TrainingError("no volume was given; training needs at least one stack")
         self.config, self.volumes = config, volumes
         self.rank, self.world = _join_processes()
         self.device = choose_device(device)
         self.channels = _channels(volumes)
-        dims, depth = _choose_dims(volumes[0], config)
+        kind = OBJECTIVES[objective]
+        self.operator = operator
+        _check_operator(volumes, operator)
+        dims, depth = _choose_dims(volumes[0], config, planes_alone=kind.planes_alone)
         arguments = choose_arguments(
             config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
         )
+        arguments = replace(arguments, extra=kind.extra)
         if start is not None:
             _check_start(start, arguments, self.channels)
             arguments = start.denoiser.arguments
-        patch = _choose_patch(volumes, arguments, config, depth)
-        kind = OBJECTIVES[objective]
+        patch = _choose_patch(volumes, arguments, config, depth, operator)
         self.stream = PatchStream(
             volumes,
             patch=patch,
@@ -227,7 +247,8 @@ class _Training:
         flat = [n for row in self.noises for n in row]
         self.form = choose_form(flat, config.form)
         self.scales, self.quanta = self._look_at_the_data()
-        self.objective: Objective = kind(choose_recorruption(flat, self.form, quanta=self.quanta))
+        self.setting = Setting(operator, arguments, tuple(self.scales), config.size, _anisotropy(volumes[0]))
+        self.objective = self._make_objective(kind, choose_recorruption(flat, self.form, quanta=self.quanta))
         self.below_name, self.below = self._choose_below(objective)
         torch.manual_seed(config.seed)
         self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
@@ -242,6 +263,14 @@ class _Training:
         self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
         self.average.requires_grad_(False)
         trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        self.companion = self.objective.companion
+        self.companion_average: AveragedModel | None = None
+        if self.companion is not None:
+            self.companion.to(self.device)
+            self.companion_average = AveragedModel(self.companion, avg_fn=_decay(config.average), use_buffers=False)
+            self.companion_average.requires_grad_(False)
+            trained += list(self.companion.parameters())
+        self.trained = trained
         self.optimiser = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, 0.99))
         self.history: list[dict[str, Any]] = []
         self.kind = objective
@@ -266,7 +295,9 @@ class _Training:
             total = sum(terms.values(), start=torch.zeros((), device=self.device))
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.clip)
+            if self.companion is not None and self.world > 1:
+                _average_gradients(self.companion, self.world)
+            norm = self._clip()
             losses = {name: float(value.detach()) for name, value in terms.items()}
             if not (math.isfinite(sum(losses.values())) and bool(torch.isfinite(norm))):
                 raise TrainingError(
@@ -275,6 +306,9 @@ class _Training:
                 )
             self.optimiser.step()
             self.average.update_parameters(self.denoiser)
+            if self.companion_average is not None:
+                assert self.companion is not None
+                self.companion_average.update_parameters(self.companion)
             validation = None
             if self.stream.has_validation and (index % every == 0 or index in (config.steps, config.total)):
                 validation = self.validate()
@@ -297,6 +331,7 @@ class _Training:
     def batch(self, crops: Sequence[Crop], progress: float) -> Batch:
         """Turn crops of camera counts into a batch of photo-electrons."""
         counts, valid, learn, partners = [], [], [], []
+        views = self._views(crops)
         for crop in crops:
             where = crop.place
             noise = self.noises[where.volume][where.channel]
@@ -320,7 +355,41 @@ class _Training:
         tensors = [torch.from_numpy(a).to(self.device) for a in stack]
         channel = torch.tensor([crop.place.channel for crop in crops], device=self.device)
         partner = tensors[3] if partners else None
-        return Batch(tensors[0], tensors[1], tensors[2], channel, partner, progress)
+        if views is not None:
+            seen = views.inner(tensors[0])
+            with torch.no_grad():
+                bright = views.expected(views.refined(torch.ones_like(tensors[0])))
+            tensors[1] &= measured(bright)
+            tensors[2] &= seen & tensors[1]
+        return Batch(tensors[0], tensors[1], tensors[2], channel, partner, progress, views)
+
+    def _views(self, crops: Sequence[Crop]) -> Views | None:
+        """Give the operators of some crops; None where images are only noisy."""
+        if isinstance(self.operator, Identity):
+            return None
+        parts = []
+        for crop in crops:
+            where = crop.place
+            sizes = self.volumes[where.volume].sizes
+            whole = [sizes.get(axis, 1) for axis in "ZYX"]
+            parts.append(view_of(self.operator, whole, (where.z, where.y, where.x), crop.turn))
+        return Views(parts, self.operator.stride)
+
+    def _make_objective(self, kind: type[Objective], recorruption: Recorruption) -> Objective:
+        torch.manual_seed(self.config.seed + 1)  # the companion's weights
+        try:
+            objective = kind(recorruption)
+            objective.prepare(self.setting)
+        except ObjectiveError as error:
+            raise TrainingError(str(error)) from error
+        return objective
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients of denoiser and companion, each for itself; give their norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
+        if self.companion is None:
+            return norm
+        return norm + torch.nn.utils.clip_grad_norm_(self.companion.parameters(), self.config.clip)
 
     def generator(self, index: int) -> torch.Generator:
         """Give the generator of one step's corruption."""
@@ -367,6 +436,7 @@ class _Training:
             form="thinning" if isinstance(self.objective.recorruption, Thinning) else "gaussian",
             quanta=asdict(self.quanta),
             start=self.started_from,
+            operator={} if isinstance(self.operator, Identity) else self.operator.to_dict(),
             axes=first.axes,
             voxel_size=dict(first.voxel_size),
             channel_names=tuple(first.channel_names),
@@ -377,13 +447,25 @@ class _Training:
             version=__version__,
         )
         noise = tuple(representative([row[c] for row in self.noises]) for c in range(self.channels))
-        return place(Prior(denoiser, noise, record), self.device)
+        return place(Prior(denoiser, noise, record, self._posterior()), self.device)
+
+    def _posterior(self) -> AmortisedPosterior | None:
+        """Copy the moving average of what draws from posteriors in one call, if there is any."""
+        if self.companion_average is None:
+            return None
+        found = self.objective.amortised(self.companion_average.module)
+        return None if found is None else copy.deepcopy(found).cpu().eval().requires_grad_(False)
 
     def save_checkpoint(self, folder: Path, index: int) -> None:
         """Write the prior so far and all that is needed to go on."""
         self.prior(index).save(folder, overwrite=True)
         tensors = {f"model.{k}": v for k, v in self.denoiser.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        if self.companion is not None:
+            assert self.companion_average is not None
+            tensors |= {f"companion.{k}": v for k, v in self.companion.state_dict().items()}
+            tensors |= {f"companion_average.{k}": v for k, v in self.companion_average.state_dict().items()}
+        tensors |= {f"objective.{k}": v for k, v in self.objective.state().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
         if self.below is not None and index > self.config.steps:
@@ -422,6 +504,11 @@ class _Training:
 
         self.denoiser.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
+        if self.companion is not None:
+            assert self.companion_average is not None
+            self.companion.load_state_dict(part("companion."))
+            self.companion_average.load_state_dict(part("companion_average."))
+        self.objective.load({k: v.to(self.device) for k, v in part("objective.").items()})
         state = self.optimiser.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimiser.").items():
@@ -440,6 +527,7 @@ class _Training:
             **asdict(replace(self.config, checkpoint_every=1)),
             "objective": self.kind,
             "start": self.started_from,
+            "operator": self.operator.to_dict(),
             "volumes": [[v.axes, list(v.shape)] for v in self.volumes],
             "gain": [[float(np.median(n.gain)) for n in row] for row in self.noises],
         }
@@ -478,15 +566,23 @@ class _Training:
         The spread is the measured one less the noise's.
         """
         crops = self.stream.crops(0, 128)
+        views = self._views(crops)
         scales, below = [], []
         for channel in range(self.channels):
             values = []
-            for crop in (c for c in crops if c.place.channel == channel):
+            for index, crop in enumerate(crops):
+                if crop.place.channel != channel:
+                    continue
                 where = crop.place
                 noise = self.noises[where.volume][channel]
                 photons = to_photons(crop.values, noise, where.y, where.x)
                 good = trusted(crop.values, noise, where.y, where.x)
-                values.append(photons[good])
+                if views is None:
+                    values.append(photons[good])
+                else:  # light of one clean voxel, where any was measured
+                    bright = _brightness(views.parts[index].operator, photons.shape)
+                    good &= measured(bright)[0, 0].numpy()
+                    values.append(photons[good] / bright[0, 0].numpy()[good])
                 below.append(fill(torch.from_numpy(photons), torch.from_numpy(good)))
             photons = np.concatenate(values) if values else np.zeros(1, np.float32)
             seen = torch.from_numpy(photons)
@@ -502,6 +598,14 @@ class _Training:
             scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))
         known = read_variance_of([n for row in self.noises for n in row])
         return scales, look_at_quanta(torch.cat(below), known)
+
+
+def choose_objective(operator: Operator) -> ObjectiveName:
+    """Choose the objective that does best through an operator (`benchmarks/corrupted_priors.py`)."""
+    names = operator_names(operator)
+    if not names:
+        return "ambient"
+    return "ambient_mask" if names == {"mask"} else "flow_diff"
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:
@@ -547,6 +651,29 @@ def _check_start(start: Prior, wanted: UNetArguments, channels: int) -> None:
         )
 
 
+def _check_operator(volumes: Sequence[Volume], operator: Operator) -> None:
+    """Raise unless the operator fits every volume."""
+    for volume in volumes:
+        shape = tuple(volume.sizes.get(axis, 1) for axis in "ZYX")
+        try:
+            operator.output_shape(operator.input_shape(shape))
+        except OperatorError as error:
+            raise TrainingError(f"{volume.name or 'the volume'}: {error}") from error
+
+
+def _brightness(operator: Operator, shape: Sequence[int]) -> Tensor:
+    """Give what an even light of one photo-electron per clean voxel becomes, (1, 1, Z, Y, X)."""
+    return operator.forward(torch.ones((1, 1, *operator.input_shape(tuple(shape)))))
+
+
+def _average_gradients(module: torch.nn.Module, world: int) -> None:
+    """Average the gradients of a module that is not wrapped for it over the processes."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= world
+
+
 def _channels(volumes: Sequence[Volume]) -> int:
     counts = {dict(zip(v.axes, v.shape, strict=True)).get("C", 1) for v in volumes}
     if len(counts) > 1:
@@ -573,12 +700,12 @@ def _noise_models(
     )
 
 
-def _choose_dims(volume: Volume, config: TrainConfig) -> tuple[int, int]:
-    """Dimensions of the network, and how many slices are its channels."""
+def _choose_dims(volume: Volume, config: TrainConfig, *, planes_alone: bool = False) -> tuple[int, int]:
+    """Dimensions of the network, and how many slices are its channels; `planes_alone`: not several (2.5D)."""
     slices = dict(zip(volume.axes, volume.shape, strict=True)).get("Z", 1)
     dims = config.dims
     if dims == "auto":
-        dims = "3D" if slices >= 8 else "2.5D" if slices >= 3 else "2D"
+        dims = "3D" if slices >= 8 else "2.5D" if slices >= 3 and not planes_alone else "2D"
     if dims == "2D":
         return 2, 1
     if slices < 2:
@@ -608,13 +735,21 @@ def _square(volumes: Sequence[Volume]) -> bool:
 
 
 def _choose_patch(
-    volumes: Sequence[Volume], arguments: UNetArguments, config: TrainConfig, depth: int
+    volumes: Sequence[Volume], arguments: UNetArguments, config: TrainConfig, depth: int, operator: Operator
 ) -> tuple[int, int, int]:
-    """Crop size (Z, Y, X): as asked, or the default cut to what the smallest volume holds."""
+    """Crop size (Z, Y, X): as asked, or the default cut to what the smallest volume holds.
+
+    Behind an operator crops are larger by what it reaches, where nothing can be learned, up to twice.
+    """
     stride = UNet(arguments).stride
     sizes = [dict(zip(v.axes, v.shape, strict=True)) for v in volumes]
     room = [min(s.get(axis, 1) for s in sizes) for axis in "ZYX"]
-    default = (16, 48, 48) if arguments.dims == 3 else (64, 64)
+    default: tuple[int, ...] = (16, 48, 48) if arguments.dims == 3 else (64, 64)
+    reach = [
+        -(-2 * h // (s * n)) * n
+        for h, s, n in zip(operator.halo[-len(stride) :], operator.stride[-len(stride) :], stride, strict=True)
+    ]
+    default = tuple(min(d + r, 2 * d) for d, r in zip(default, reach, strict=True))
     if config.patch is not None:
         patch = tuple(config.patch)
         if len(patch) != arguments.dims or any(p % s or p <= 0 for p, s in zip(patch, stride, strict=True)):

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import __version__
+from .amortised import evidence
 from .devices import free_memory
 from .operators import Identity, Mask, Operator
 from .posterior import (
@@ -36,10 +37,19 @@ from .posterior import (
     sample_posterior,
 )
 from .prior import write_whole
-from .recorruption import at, blur, fill, to_photons, trusted
+from .recorruption import at, blur, fill, stabilise, to_photons, trusted
 from .restorer import RestorationError, Restorer
 from .samplers import Noise
-from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, posterior_draw
+from .sampling import (
+    CallCount,
+    TiledDenoiser,
+    Watch,
+    amortised_draw,
+    keyed_noise,
+    network_calls,
+    network_domain,
+    posterior_draw,
+)
 
 Array = NDArray[np.float32]
 CALLS_PER_STAGE = 6  # of split Gibbs
@@ -100,6 +110,8 @@ class DrawRestorer:
         Posterior method for an operator other than Identity.
     spread : float
         Widens the draws about their mean (`recalibration.py`).
+    amortised : bool
+        Draw by the prior's own posterior, trained for this operator, in one call.
     watch : Watch, optional
         Told of every network call.
     """
@@ -117,8 +129,10 @@ class DrawRestorer:
         operator: Operator | None = None,
         posterior: MethodName = "split_gibbs",
         spread: float = 1.0,
+        amortised: bool = False,
         watch: Watch | None = None,
     ) -> None:
+        self.amortised = amortised
         self.operator, self.posterior = operator or Identity(), posterior
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
         self.outputs, self.tile, self.work = tuple(outputs), tile, work
@@ -244,6 +258,11 @@ class DrawRestorer:
         clean: Array
         result: torch.Tensor | None = None
         noise = keyed_noise(key, first)
+        if self.amortised:
+            with torch.inference_mode():
+                clean = self._draw_at_once(counts, valid, operator, tiled, noise, min(channel, scales - 1))
+            self.count.piece_ended(tiled.calls)
+            return clean
         if holes or not isinstance(self.operator, Identity):
             # some methods differentiate the network
             with torch.inference_mode(self.posterior in ("split_gibbs", "diffpir")):
@@ -256,6 +275,46 @@ class DrawRestorer:
         assert result is not None
         self.count.piece_ended(tiled.calls)
         clean = result[0, 0].numpy()
+        return clean
+
+    def _draw_at_once(
+        self,
+        counts: torch.Tensor,
+        valid: torch.Tensor | None,
+        operator: Operator,
+        tiled: TiledDenoiser,
+        noise: Noise,
+        channel: int,
+    ) -> Array:
+        """Draw by the prior's flow; where it has none, ask the denoiser, which was trained behind the operator."""
+        restorer = self.restorer
+        shape = tuple(operator.input_shape(tuple(counts.shape[-3:])))
+        bright = operator.forward(torch.ones((1, 1, *shape)))
+        light, known = evidence(counts, valid, bright, operator.stride)
+        posterior = restorer.prior.posterior
+        if posterior is None:
+            answer = tiled(
+                stabilise(light, 1.0),
+                torch.tensor([restorer.form.sigma_y]),
+                corruption=restorer.form.corruption,
+                measured=True,
+                channel=channel,
+                known=known,
+            )
+            photons = restorer.form.photons(answer)
+        else:
+            photons = amortised_draw(
+                restorer.form,
+                posterior,
+                light,
+                known,
+                tile=self.tile,
+                device=restorer.device,
+                noise=noise,
+                channel=channel,
+                count=self.count,
+            )
+        clean: Array = photons[0, 0].numpy()
         return clean
 
     def _draw_through(
@@ -297,6 +356,7 @@ class DrawRestorer:
             images, shape = images * shape[0], (1, *shape[1:])
         through = not isinstance(self.operator, Identity)
         steps = self.steps * (CALLS_PER_STAGE if through and self.posterior == "split_gibbs" else 1)
+        steps = 1 if self.amortised else steps
         return CallCount(watch, images * self.draws, steps * network_calls(restorer.prior.denoiser, shape, self.tile))
 
     def _read(self, time: int, channel: int, planes: slice) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
@@ -329,7 +389,7 @@ class DrawRestorer:
             "quanta": dict(self.restorer.prior.record.quanta),
             "steps": self.steps,
             "operator": self.operator.to_dict(),
-            "posterior": self.posterior,
+            "posterior": "amortised" if self.amortised else self.posterior,
             "version": __version__,
         }
         digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode())

@@ -52,6 +52,8 @@ class UNetArguments:
         Pooling before each level, one tuple (Z, Y, X) or (Y, X) per level; the first is the space-to-depth step.
     condition : int
         How many numbers condition the network.
+    extra : int
+        Channels of the input beyond those of the output.
     """
 
     dims: int = 2
@@ -60,6 +62,7 @@ class UNetArguments:
     blocks: int = 1
     strides: tuple[tuple[int, ...], ...] = ((2, 2), (2, 2), (2, 2))
     condition: int = 3
+    extra: int = 0
 
     def __post_init__(self) -> None:
         if self.dims not in (2, 3):
@@ -166,7 +169,7 @@ class UNet(nn.Module):
             nn.Linear(arguments.condition, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         cell = _product(strides[0])
-        self.enter = conv(arguments.channels * cell, widths[0], 3, padding=1)
+        self.enter = conv((arguments.channels + arguments.extra) * cell, widths[0], 3, padding=1)
         self.norms = ChannelNorm()
 
         def blocks(width: int) -> nn.ModuleList:
@@ -217,15 +220,14 @@ class UNet(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, shape (B, channels, [Z,] Y, X)
+        x : Tensor, shape (B, channels + extra, [Z,] Y, X)
             Image; Z, Y, X multiples of `stride`.
         condition : Tensor, shape (B, arguments.condition)
             Numbers of order one.
 
         Returns
         -------
-        Tensor
-            Shape of `x`.
+        Tensor, shape (B, channels, [Z,] Y, X)
         """
         strides = self.arguments.strides
         embedded = self.embed(condition)

@@ -1,0 +1,132 @@
+"""Ambient Diffusion: learn to fill what was not measured by hiding more of what was.
+
+Daras, Shah, Dagan, Gollakota, Dimakis & Klivans 2023 (arXiv 2305.19256). Each measurement lacks some voxels: dead
+pixels, sparse scans. A random share of the measured ones is hidden too, and the denoiser, which is told what is missing
+but not why, must predict all that was measured. It cannot know which of the missing voxels will be asked for, so it
+learns E[x | what is left] at every voxel. The measured voxels are noisy, so they are corrupted further as well, as in
+`ambient.py`; a hidden voxel is one of exposure p = 0, all of whose counts are left to predict:
+
+    thinning   k₁ ~ Binomial(k, p) where seen, nothing where hidden;   E[k₂ | k₁] = (1 - p) E[x | k₁],  p = 0 if hidden
+    Gaussian   x_t where seen;   E[z | x_t] = E[x | x_t] where hidden
+
+Holes are filled with the mean of their neighbours, and a further channel tells the network where they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_ambient.operators import Compose, Mask, Operator
+from napari_ambient.recorruption import Further, Recorruption
+
+from .ambient import Ambient
+from .base import Batch, Denoise, ObjectiveError, Setting, mean_where
+
+HIDDEN = 0.15
+"""Share of the measured voxels that is hidden; Daras et al. take 0.1 to 0.3."""
+
+
+class AmbientMask(Ambient):
+    """Further masking beside further noise.
+
+    Parameters
+    ----------
+    recorruption : Recorruption
+        Gaussian or thinning.
+    hidden : float
+        Share of the measured voxels that is hidden, above 0 and below 1.
+    """
+
+    name = "ambient_mask"
+    through = ("mask",)
+    extra = 1
+    planes_alone = True
+
+    def __init__(self, recorruption: Recorruption, *, hidden: float = HIDDEN) -> None:
+        super().__init__(recorruption)
+        if not 0 < hidden < 1:
+            raise ValueError(f"hidden is {hidden}; it must be between 0 and 1")
+        self.hidden = hidden
+
+    def prepare(self, setting: Setting) -> None:
+        """See `Objective.prepare`; illumination maps are refused."""
+        super().prepare(setting)
+        for mask in _masks(setting.operator):
+            if not np.isin(mask.map, (0, 1)).all():
+                raise ObjectiveError(
+                    f"{self.name} knows voxels that were measured or not, and the mask has other factors "
+                    f"({mask.describe()}); choose flow_diff, or divide the images by the illumination first"
+                )
+
+    def losses(
+        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """See `Objective.losses`."""
+        form, size = self.recorruption, len(batch.counts)
+        sigma = self.levels(size, generator, batch.counts.device)
+        count = round(size * self.boundary) if batch.progress >= self.start else 0
+        sigma[:count] = self.level * form.sigma_y
+        kept = batch.valid & self._keep(batch, generator)
+        further = form.recorrupt(batch.counts, kept, sigma, generator)
+        measured = torch.arange(size, device=sigma.device) < count
+        seen, seen_sigma, known = further.x_t, sigma, kept
+        if count:
+            with torch.no_grad():
+                taught = average(
+                    further.x_t[:count],
+                    sigma[:count],
+                    corruption=form.corruption,
+                    channel=batch.channel[:count],
+                    known=kept[:count],
+                )
+            seen = torch.cat([form.measure(batch.counts[:count], batch.valid[:count]), further.x_t[count:]])
+            known = torch.cat([batch.valid[:count], kept[count:]])
+            seen_sigma = torch.where(measured, torch.full_like(sigma, form.sigma_y), sigma)
+        prediction = denoiser(
+            seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel, known=known
+        )
+        relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
+        loss = self._loss(prediction, batch.counts, kept, further)
+        weight = batch.learn / size
+        own = loss * weight * relative**self.power
+        result = {"ambient": own[count:].sum() / weight[count:].sum().clamp_min(1e-6) * (1 - count / size)}
+        if count:
+            # in the holes too, which the measured term never sees as such
+            everywhere = torch.ones_like(batch.valid[:count])
+            result["boundary"] = mean_where(form.agreement(prediction[:count], taught), everywhere) * (count / size)
+        return result
+
+    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Held-out loss at the level next to the boundary, with voxels hidden."""
+        form = self.recorruption
+        sigma = torch.full((len(batch.counts),), self.level * form.sigma_y, device=batch.counts.device)
+        kept = batch.valid & self._keep(batch, generator)
+        further = form.recorrupt(batch.counts, kept, sigma, generator)
+        prediction = denoiser(further.x_t, sigma, corruption=form.corruption, channel=batch.channel, known=kept)
+        loss = self._loss(prediction, batch.counts, kept, further)
+        return mean_where(loss, batch.learn)
+
+    def reconstruct(self, denoiser: Denoise, batch: Batch) -> Tensor:
+        """See `Objective.reconstruct`."""
+        form = self.recorruption
+        sigma = torch.full((len(batch.counts),), form.sigma_y, device=batch.counts.device)
+        seen = form.measure(batch.counts, batch.valid)
+        return denoiser(
+            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=batch.valid
+        )
+
+    def _keep(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        draw = torch.rand(batch.counts.shape, generator=generator, device=generator.device).to(batch.counts.device)
+        return draw >= self.hidden
+
+    def _loss(self, prediction: Tensor, counts: Tensor, kept: Tensor, further: Further) -> Tensor:
+        """Loss per voxel: of what thinning left where the voxel was seen, of all its counts where it was hidden."""
+        form = self.recorruption
+        return torch.where(kept, form.loss(prediction, further), form.fresh(prediction, counts))
+
+
+def _masks(operator: Operator) -> list[Mask]:
+    parts = operator.operators if isinstance(operator, Compose) else (operator,)
+    return [part for part in parts if isinstance(part, Mask)]

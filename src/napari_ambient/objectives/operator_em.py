@@ -1,0 +1,129 @@
+"""Expectation maximisation through an operator: draw clean images from their posterior, learn them, and begin again.
+
+Rozet, Andry, Lanusse & Louppe 2024 (arXiv 2405.13712); Bai et al. 2024 (arXiv 2407.01014). Given the diffusion prior so
+far, split Gibbs (`posterior/split_gibbs.py`) draws the clean image behind each measurement through A (the E-step), and
+the denoiser learns to denoise the draws at all levels (the M-step); a buffer of draws is refreshed all the time.
+
+What A has removed comes from the prior alone, so it stays what the first prior made it: the training begins with
+smooth guesses (`first_guess.py`) in place of draws. One call of the denoiser at the measurement's level is taught the
+mean of the draws.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from napari_ambient.posterior import Gaussian as GaussianNoise
+from napari_ambient.posterior import PoissonGaussian, Problem, SquareLink, sample_posterior
+from napari_ambient.recorruption import DARKEST, Gaussian, Recorruption, blur, fill, stabilise
+from napari_ambient.samplers import seeded_noise
+
+from .base import Batch, Denoise, Objective
+from .buffer import Buffer
+from .em import level_denoiser
+from .first_guess import BEGINNING, Seen, first_guess
+from .flow_diff import white_noise_alone
+from .gaussian_levels import HIGH, LOW, denoising
+
+
+class OperatorEM(Objective):
+    """Training on posterior draws through an operator.
+
+    Parameters
+    ----------
+    recorruption : Recorruption
+        The form of noise.
+    stages : int
+        Stages of split Gibbs per draw, of six calls each.
+    capacity : int
+        Draws held.
+    refresh : int
+        Steps between new ones (a batch at a time).
+    beginning : float
+        Share of the training that learns first guesses.
+    """
+
+    name = "em"
+    one_call = False
+    through = ("any",)
+    below_itself = True
+    planes_alone = True
+
+    def __init__(
+        self,
+        recorruption: Recorruption,
+        *,
+        stages: int = 6,
+        capacity: int = 96,
+        refresh: int = 10,
+        beginning: float = BEGINNING,
+    ) -> None:
+        super().__init__(recorruption)
+        white_noise_alone(self.name, recorruption)
+        self.stages, self.refresh, self.beginning = stages, refresh, beginning
+        self.buffer = Buffer(capacity)
+        self._steps = 0
+
+    def losses(
+        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """See `Objective.losses`."""
+        light, _ = batch.evidence()
+        if batch.progress < self.beginning:
+            with torch.no_grad():
+                first = self.recorruption.scaled(first_guess(batch, light))
+            rows = {"image": first, "seen": stabilise(light, 1.0), "channel": batch.channel}
+            self.buffer.add(rows)
+        elif self._steps % self.refresh == 0:
+            with torch.no_grad():
+                rows = {"image": self.draw(average, batch, light, generator)}
+            self.buffer.add(rows | {"seen": stabilise(light, 1.0), "channel": batch.channel})
+        self._steps += 1
+        held = self.buffer.draw(len(batch.counts), generator)
+        every = torch.ones_like(held["image"], dtype=torch.bool)
+        loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
+        sigma = torch.full((len(held["seen"]),), self.recorruption.sigma_y, device=light.device)
+        answer = denoiser(
+            held["seen"], sigma, corruption=self.recorruption.corruption, measured=True, channel=held["channel"]
+        )
+        return {"denoise": loss, "mean": self.recorruption.agreement(answer, held["image"]).mean()}
+
+    def draw(self, average: Denoise, batch: Batch, light: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the clean crops from their posterior; scaled intensity."""
+        counts = torch.where(batch.learn, batch.counts, torch.zeros_like(batch.counts))
+        likelihood = (
+            GaussianNoise(blur(fill(batch.counts, batch.valid), 2.0).to(counts.dtype).clamp_min(DARKEST))
+            if isinstance(self.recorruption, Gaussian)
+            else PoissonGaussian()
+        )
+        problem = Problem(counts, Seen(batch.views, batch.learn), likelihood, SquareLink(0.0))
+
+        def denoise(z: Tensor, sigma: float) -> Tensor:
+            return level_denoiser(average, z, sigma, batch.channel)
+
+        z = light
+        for _, reached in sample_posterior(
+            "split_gibbs",
+            denoise,
+            problem,
+            steps=self.stages,
+            noise=seeded_noise(generator),
+            start=stabilise(light, 1.0),
+        ):
+            z = reached
+        return z
+
+    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Held-out misfit of the one-call answer to what was measured, nats per voxel: a check, not the objective."""
+        expected = batch.expected(self.recorruption.photons(self.reconstruct(denoiser, batch)))
+        return (self.recorruption.surprise(batch.counts, expected) * batch.learn).sum() / batch.learn.sum()
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective.state`."""
+        return {**self.buffer.state(), "steps": torch.tensor(self._steps)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        self._steps = int(state["steps"])
+        self.buffer.load({k: v for k, v in state.items() if k != "steps"})
