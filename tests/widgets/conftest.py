@@ -31,6 +31,42 @@ def viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
 
 
 @pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Return a function that says which button of every question is pressed; it gives the questions as they come."""
+    from qtpy.QtWidgets import QMessageBox
+
+    def press(text: str) -> list[str]:
+        asked: list[str] = []
+
+        def choose(box: Any) -> int:
+            asked.append(box.text())
+            (button,) = (each for each in box.buttons() if each.text() == text)
+            button.click()
+            return 0
+
+        monkeypatch.setattr(QMessageBox, "exec", choose)
+        return asked
+
+    return press
+
+
+@pytest.fixture
+def from_menu() -> Callable[..., None]:
+    """Return a function that chooses from a menu of napari, title by title."""
+
+    def choose(menu: Any, *titles: str) -> None:
+        menu.aboutToShow.emit()
+        (action,) = (each for each in menu.actions() if each.text() == titles[0])
+        assert action.isEnabled()
+        if len(titles) > 1:
+            choose(action.menu(), *titles[1:])
+        else:
+            action.trigger()
+
+    return choose
+
+
+@pytest.fixture
 def finished(qtbot: Any) -> Callable[..., dict[str, list[Any]]]:
     """Return a function that starts a job, waits for its end, and gives what each signal brought."""
 

@@ -14,7 +14,6 @@ from napari.layers import Image
 from npe2 import PluginManifest
 from qtpy.compat import isalive
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QMessageBox
 
 import napari_ambient
 from napari_ambient.noise import NoiseModel
@@ -33,12 +32,15 @@ WAIT = 30_000
 """Milliseconds; torch alone takes seconds to load on a busy machine."""
 
 
-def noisy(shape: tuple[int, ...] = (3, 64, 64)) -> np.ndarray[Any, Any]:
-    """Waves of about 6 photo-electrons on a camera of gain 2 and offset 100."""
-    rng = np.random.default_rng(0)
+def waves(shape: tuple[int, ...] = (3, 64, 64)) -> np.ndarray[Any, Any]:
+    """Make waves of about 6 photo-electrons on a camera of gain 2 and offset 100, without noise."""
     grid = np.meshgrid(*(np.linspace(0, 3 * np.pi, n) for n in shape[-2:]), indexing="ij")
-    clean = np.broadcast_to(6 * (1 + np.sin(grid[0]) * np.sin(grid[1])), shape)
-    return (100 + 2 * rng.poisson(clean)).astype(np.uint16)
+    return 100 + 2 * np.broadcast_to(6 * (1 + np.sin(grid[0]) * np.sin(grid[1])), shape)
+
+
+def noisy(shape: tuple[int, ...] = (3, 64, 64)) -> np.ndarray[Any, Any]:
+    """Count the photons of the waves."""
+    return (100 + 2 * np.random.default_rng(0).poisson((waves(shape) - 100) / 2)).astype(np.uint16)
 
 
 @pytest.fixture
@@ -198,26 +200,18 @@ def test_out_of_memory_is_said_and_leaves_the_form_usable(
     assert len(priors_of(viewer)) == 1
 
 
-@pytest.mark.parametrize("answer", ["Stop and close", "Go on training"])
+@pytest.mark.parametrize("chosen", ["Stop and close", "Go on"])
 def test_closing_asks_and_stops(
-    make: Any, viewer: Any, cache: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch, answer: str
+    make: Any, viewer: Any, cache: Path, qtbot: Any, answer: Callable[[str], list[str]], chosen: str
 ) -> None:
     widget = make(LONG)
     click(qtbot, widget.train)
     qtbot.waitUntil(steps_done(widget, 1), timeout=WAIT)
-    asked: list[str] = []
-
-    def choose(box: QMessageBox) -> int:
-        asked.append(box.text())
-        (button,) = (b for b in box.buttons() if b.text() == answer)
-        button.click()
-        return 0
-
-    monkeypatch.setattr(QMessageBox, "exec", choose)
+    asked = answer(chosen)
     dock = widget.parent()
     qtbot.mouseClick(dock.titleBarWidget().close_button, Qt.MouseButton.LeftButton)
     assert "waves is being trained" in asked[0]
-    if answer == "Go on training":
+    if chosen == "Go on":
         assert widget.training
         assert widget.parent() is dock
         return
@@ -322,15 +316,23 @@ def test_presets_and_fields_make_the_config(viewer: Any, cache: Path, qtbot: Any
 
 
 def test_six_clicks_from_a_noisy_stack_to_a_denoised_layer(
-    viewer: Any, cache: Path, npe2pm: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any,
+    cache: Path,
+    npe2pm: Any,
+    qtbot: Any,
+    from_menu: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Layers, Filter, Train a prior…; Train; Restore with this prior; Restore."""
+    """Layers, Filter, Train; Train; Restore with this prior; Restore. Nothing else is touched on the way."""
     npe2pm.register(PluginManifest.from_file(Path(napari_ambient.__file__).parent / "napari.yaml"))
     monkeypatch.setattr(train, "WAIT", 10**8)
     monkeypatch.setattr(train, "preset", lambda name, **changes: replace(TINY, below=changes["below"]))
     monkeypatch.setattr(restore, "settings", train.settings)
     source = viewer.layers["waves"]
-    _, widget = viewer.window.add_plugin_dock_widget(train.PLUGIN, "Train")  # what the first three clicks do
+    clicks = ["Layers", "Filter", "Train (Ambient restoration)"]
+    from_menu(viewer.window.layers_menu, *clicks[1:])
+    (widget,) = viewer.window._qt_window.findChildren(TrainWidget)
+    clicks += [each.text() for each in (widget.train, widget.restore)]
     click(qtbot, widget.train)
     wait(qtbot, widget)
     qtbot.waitUntil(lambda: widget.restore.isVisibleTo(widget), timeout=WAIT)
@@ -339,13 +341,91 @@ def test_six_clicks_from_a_noisy_stack_to_a_denoised_layer(
     assert form.source.layer == source  # not the preview, which is newer
     qtbot.waitUntil(form.button.isEnabled, timeout=WAIT)
     before = set(viewer.layers)
+    clicks.append(form.button.text())
+    assert clicks[3:] == ["Train", "Restore with this prior", "Restore"]
+    assert len(clicks) == 6
     click(qtbot, form.button)
     qtbot.waitUntil(lambda: not form.running and len(viewer.layers) > len(before), timeout=WAIT)
     (result,) = set(viewer.layers) - before
     assert result.data.shape == source.data.shape
     np.testing.assert_allclose(result.scale, source.scale)
-    # denoised: neighbouring voxels differ less
-    assert np.asarray(result.data, dtype=float).std() < source.data.std()
+    # denoised: nearer to the waves than what was measured
+    clean, restored, measured = waves(), np.asarray(result.data), source.data
+    assert np.square(restored - clean).mean() < 0.5 * np.square(measured - clean).mean()
+
+
+def test_restoring_takes_the_form_that_is_open(make: Any, viewer: Any, npe2pm: Any, qtbot: Any, from_menu: Any) -> None:
+    """Opened from the menu before: it comes to the front, with the image and the prior of the training."""
+    npe2pm.register(PluginManifest.from_file(Path(napari_ambient.__file__).parent / "napari.yaml"))
+    from_menu(viewer.window.layers_menu, "Filter", train.RESTORE)
+    (form,) = viewer.window._qt_window.findChildren(restore.RestoreWidget)
+    widget = make()
+    for name in ("waves", "other"):
+        priors_of(viewer).add(f"{name}.prior", tiny_prior())
+    widget._known, widget._prior = (known := next(iter(priors_of(viewer)))), known.prior
+    form.source.box.choose(viewer.add_image(noisy(), name="newer", axis_labels=("t", "y", "x")))
+    widget.open_restore()
+    assert viewer.window._qt_window.findChildren(restore.RestoreWidget) == [form]
+    assert (form.source.layer, form.prior.name) == (viewer.layers["waves"], "waves.prior")
+    # closed and asked for again, it gets the name by which the menu hides and shows it
+    form.parent().destroyOnClose()
+    form.deleteLater()
+    qtbot.waitUntil(lambda: not isalive(form), timeout=WAIT)
+    widget.open_restore()
+    assert train.RESTORE in viewer.window.dock_widgets
+
+
+def test_a_prior_is_named_after_its_image(make: Any, viewer: Any) -> None:
+    """As a folder may be called."""
+    viewer.layers["waves"].name = "cells (noisy) day 1/2.ome"
+    assert make().name.text() == "cells noisy day 12.ome"
+
+
+def tiny_prior(*, below: str = "none") -> Any:
+    volume = volume_from_layer(Image(noisy(), axis_labels=("t", "y", "x")))
+    return napari_ambient.train(volume, NoiseModel(2.0, -200.0), config=replace(TINY, below=below), device="cpu")
+
+
+def test_a_training_begins_with_a_prior_and_is_resumed(
+    make: Any, viewer: Any, cache: Path, qtbot: Any, tmp_path: Path
+) -> None:
+    """Chosen from disk; the network's size is its own, and an unfinished training goes on after a crash."""
+    begin = tiny_prior(below="auto")
+    begin.save(tmp_path / "begin.prior")
+    widget = make(LONG)
+    assert widget.origin.prior is None  # nobody begins with a prior by accident
+    assert not widget.low_rank.isVisibleTo(widget)
+    widget.origin.open(tmp_path / "begin.prior")
+    assert not widget.train.isEnabled()  # while it is being read
+    qtbot.waitUntil(widget.train.isEnabled, timeout=WAIT)
+    assert not widget.size.isEnabled()
+    assert "gives error bars" in widget.keeps.text()
+    widget.low_rank.setValue(2)
+    assert widget.config().low_rank == 2
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 2), timeout=WAIT)
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    first = widget._prior.record
+    assert (first.start, first.config["low_rank"]) == (begin.sha256, 2)
+    # another form, which knows nothing of the prior
+    other = make(LONG)
+    assert other.origin.prior is None
+    click(qtbot, other.resume)
+    qtbot.waitUntil(steps_done(other, first.step + 2), timeout=WAIT)
+    click(qtbot, other.stop)
+    wait(qtbot, other)
+    assert other._prior.record.start == begin.sha256
+    assert other._prior.record.step > first.step
+
+
+def test_the_time_of_a_fine_tuning_is_said(make: Any, viewer: Any, qtbot: Any) -> None:
+    widget = make(timing=0.1)
+    widget.origin.choose(priors_of(viewer).add("begin.prior", tiny_prior()))
+    widget.low_rank.setValue(4)
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
+    assert widget.time.text().startswith("About ")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
