@@ -247,7 +247,9 @@ class _Training:
         flat = [n for row in self.noises for n in row]
         self.form = choose_form(flat, config.form)
         self.scales, self.quanta = self._look_at_the_data()
-        self.setting = Setting(operator, arguments, tuple(self.scales), config.size, _anisotropy(volumes[0]))
+        self.setting = Setting(
+            operator, arguments, tuple(self.scales), config.size, _anisotropy(volumes[0]), start is not None
+        )
         self.objective = self._make_objective(kind, choose_recorruption(flat, self.form, quanta=self.quanta))
         self.below_name, self.below = self._choose_below(objective)
         torch.manual_seed(config.seed)

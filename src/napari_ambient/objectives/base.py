@@ -47,6 +47,8 @@ class Setting:
         Size asked for; objectives with networks of their own follow it.
     anisotropy : float
         Voxel size along Z over voxel size along X.
+    started : bool
+        Whether the denoiser was trained before (fine-tuning).
     """
 
     operator: Operator
@@ -54,6 +56,7 @@ class Setting:
     scales: tuple[Scale, ...]
     size: Size = "small"
     anisotropy: float = 1.0
+    started: bool = False
 
 
 @dataclass(frozen=True)

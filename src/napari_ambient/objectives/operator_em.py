@@ -5,8 +5,8 @@ far, split Gibbs (`posterior/split_gibbs.py`) draws the clean image behind each 
 the denoiser learns to denoise the draws at all levels (the M-step); a buffer of draws is refreshed all the time.
 
 What A has removed comes from the prior alone, so it stays what the first prior made it: the training begins with
-smooth guesses (`first_guess.py`) in place of draws. One call of the denoiser at the measurement's level is taught the
-mean of the draws.
+smooth guesses (`first_guess.py`) in place of draws, or with the one-call answers of the prior that it starts from.
+One call of the denoiser at the measurement's level is taught the mean of the draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from napari_ambient.posterior import PoissonGaussian, Problem, SquareLink, sampl
 from napari_ambient.recorruption import DARKEST, Gaussian, Recorruption, blur, fill, stabilise
 from napari_ambient.samplers import seeded_noise
 
-from .base import Batch, Denoise, Objective
+from .base import Batch, Denoise, Objective, Setting
 from .buffer import Buffer
 from .em import level_denoiser
 from .first_guess import BEGINNING, Seen, first_guess
@@ -64,15 +64,21 @@ class OperatorEM(Objective):
         self.stages, self.refresh, self.beginning = stages, refresh, beginning
         self.buffer = Buffer(capacity)
         self._steps = 0
+        self._started = False
+
+    def prepare(self, setting: Setting) -> None:
+        """See `Objective.prepare`."""
+        super().prepare(setting)
+        self._started = setting.started
 
     def losses(
         self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """See `Objective.losses`."""
-        light, _ = batch.evidence()
+        light, known = batch.evidence()
         if batch.progress < self.beginning:
             with torch.no_grad():
-                first = self.recorruption.scaled(first_guess(batch, light))
+                first = self._first(average, batch, light, known)
             rows = {"image": first, "seen": stabilise(light, 1.0), "channel": batch.channel}
             self.buffer.add(rows)
         elif self._steps % self.refresh == 0:
@@ -88,6 +94,17 @@ class OperatorEM(Objective):
             held["seen"], sigma, corruption=self.recorruption.corruption, measured=True, channel=held["channel"]
         )
         return {"denoise": loss, "mean": self.recorruption.agreement(answer, held["image"]).mean()}
+
+    def _first(self, average: Denoise, batch: Batch, light: Tensor, known: Tensor) -> Tensor:
+        """Guess the clean crops, scaled intensity: by the denoiser's own answers, where it was trained before."""
+        if not self._started:
+            return self.recorruption.scaled(first_guess(batch, light))
+        form = self.recorruption
+        sigma = torch.full((len(light),), form.sigma_y, device=light.device)
+        seen = stabilise(light, 1.0)
+        return average(
+            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=known
+        ).to(light.dtype)
 
     def draw(self, average: Denoise, batch: Batch, light: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the clean crops from their posterior; scaled intensity."""
