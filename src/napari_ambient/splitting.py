@@ -15,6 +15,14 @@ arXiv 2301.07276). Pulse heights h are Gamma of shape s and mean μ = s/(s + 1),
 whose heights spread, or an EMCCD (s = 1). Measured on a confocal stack of 0.7 photo-electrons per voxel: MSE of the
 trained denoiser after 3000 steps 40.6 with `thin`, 36.1 with pulses; Noise2Noise 32.6.
 
+The shape shows in the third cumulant of k in flat parts of the image, to which read noise adds nothing
+(`pulse_shape_of`),
+
+    κ₃ / (κ₂ - r²) = E h³ / E h² = (s + 2) / (s + 1)
+
+1.5 for exponential pulses, 1 where all are alike. It matters: a confocal stack whose ratio is 1.24 (s = 3.2) reads 38.14
+dB after 3000 steps with s = 4 and 37.97 with s = 1; an EMCCD's fields (ratio 1.5) 32.85 with s = 4, 33.18 with s = 1.
+
 Where m exceeds `BRIGHT` photo-electrons the number of quanta no longer shows, and two moments are enough: `thin`,
 with the share w = r²/m of the added noise Gaussian.
 """
@@ -29,6 +37,55 @@ from torch import Tensor
 BRIGHT = 8.0
 BRIGHTEST = 20.0  # a single count above it is split by `thin`, wherever it lies
 QUANTA = 36
+WINDOW = 4  # pixels: side of the windows in which the third cumulant is taken
+FLAT = (0.1, 0.6)  # of the windows, by their light: darker ones have too few photons, brighter ones too much structure
+BINS = 6
+SHARPEST = 20.0  # shape of pulses that are almost alike
+
+
+def pulse_shape_of(photons: Tensor, pilot: Tensor, read_variance: float = 0.0) -> float:
+    """Estimate the shape of the pulse heights from the third cumulant of counts in the darker, flatter parts.
+
+    Parameters
+    ----------
+    photons : Tensor, shape (N, Y, X)
+        Photo-electrons of some crops, without hot pixels; Var k = E k.
+    pilot : Tensor, same shape
+        The same, blurred: sorts the windows by their light, not by their own noise.
+    read_variance : float
+        r², photo-electrons².
+
+    Returns
+    -------
+    float
+        s, from 1 (exponential pulses; also where the structure inside windows outweighs the noise) to `SHARPEST`.
+    """
+    count, height, width = photons.shape
+    rows, columns = height // WINDOW, width // WINDOW
+    if rows * columns == 0:
+        return 1.0
+
+    def windows(values: Tensor) -> Tensor:
+        cut = values[:, : rows * WINDOW, : columns * WINDOW].double()
+        cells = cut.reshape(count, rows, WINDOW, columns, WINDOW).transpose(2, 3)
+        return cells.reshape(-1, WINDOW**2)
+
+    n = WINDOW**2
+    values, light = windows(photons), windows(pilot).mean(1)
+    residual = values - values.mean(1, keepdim=True)
+    second = residual.square().sum(1) / (n - 1)
+    third = n / ((n - 1) * (n - 2)) * residual.pow(3).sum(1)
+    order = light.argsort()
+    low, high = (round(share * len(order)) for share in FLAT)
+    ratios = []
+    for part in order[low:high].tensor_split(BINS):
+        spread = float(second[part].mean()) - read_variance if len(part) else 0.0
+        if spread > 0:
+            ratios.append(float(third[part].mean()) / spread)
+    # the structure adds, the more the brighter the window: the median of the bins, not their mean
+    ratio = sorted(ratios)[len(ratios) // 2] if ratios else 1.5
+    steep = (2 - ratio) / max(ratio - 1, 1e-6)
+    return float(f"{min(max(steep, 1.0), SHARPEST):.2g}")
 
 
 def split(
