@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from napari_ambient import NoiseModel, Prior, TrainConfig, Volume, fit_noise, restore, train
 from napari_ambient.choices import Below, Form
+from napari_ambient.moments import Moments
 from napari_ambient.objectives import BELOW, Ambient
 from napari_ambient.simulate import Camera, filaments, gaussian_psf, mitochondria, through_microscope
 
@@ -129,9 +130,12 @@ def _score(
         prior = replace(prior, record=replace(prior.record, config=config))
     drawn = restore(volume, prior, noise=noise, method="samples", draws=draws, outputs=["draws"])
     values = np.asarray(drawn.data.compute(), dtype=np.float64).reshape(draws, *truth.shape)
-    mean = values.mean(axis=0)
+    moments = Moments()
+    for one_draw in values:
+        moments.add(one_draw)
+    mean = moments.mean()
     own = np.maximum(noise.variance(truth), 0) / averaged if averaged else np.zeros_like(truth)
-    claimed = np.sqrt(values.var(axis=0, ddof=1) * (1 + 1 / draws) + own)
+    claimed = np.sqrt(moments.std() ** 2 * (1 + moments.share) + own)
     error, front = np.abs(mean - truth), truth >= np.quantile(truth, 0.7)
     peak = 255.0 if averaged else float(truth.max())
 

@@ -3,8 +3,8 @@
     python benchmarks/calibration.py DATA [--steps 1500] [--below-steps 1000] [--draws 12] [--out FOLDER]
 
 Trains on four noisy frames, draws from the posterior of the first, and compares with the mean of the other frames (50
-in FMD, 16 in EB3), whose own shot noise is added to the draws' variance. An interval of K draws is widened by (1 + 1/K)
-for the mean's own spread. "recalibrated": the draws widened by what held-out photons say. For comparison: plain DPS
+in FMD, 16 in EB3), whose own shot noise is added to the draws' variance, and the little that the mean of the draws has
+of its own. "recalibrated": the draws widened by what held-out photons say. For comparison: plain DPS
 with the same prior, and an ensemble of networks trained by blind spots (`--ensemble 5`), whose differences many take
 for an error bar.
 
@@ -25,6 +25,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_ambient import NoiseModel, Prior, TrainConfig, Volume, fit_noise, restore, train
+from napari_ambient.moments import Moments
 from napari_ambient.operators import Mask
 from napari_ambient.recalibration import measure_spread
 
@@ -56,13 +57,16 @@ def load_cases(data: Path, wanted: list[str]) -> list[Case]:
     return cases
 
 
-def score(case: Case, noise: NoiseModel, draws: Image) -> dict[str, float]:
-    """Compare draws (K, Y, X), in counts, with the reference."""
+def score(case: Case, noise: NoiseModel, draws: Image, *, mates: bool = True) -> dict[str, float]:
+    """Compare draws (K, Y, X), in counts, with the reference; the first two are mates, or all are independent."""
     reference = case.reference[CROP, CROP]
     good = np.ones(reference.shape, bool) if noise.hot_pixels is None else ~noise.hot_pixels[CROP, CROP]
-    mean, spread = draws.mean(axis=0), draws.var(axis=0, ddof=1)
+    moments = Moments(mates=mates)
+    for one in draws:
+        moments.add(one)
+    mean = moments.mean()
     own = np.maximum(noise.variance(reference), 0) / case.count
-    claimed = np.sqrt(spread * (1 + 1 / len(draws)) + own)
+    claimed = np.sqrt(moments.std() ** 2 * (1 + moments.share) + own)
     error = np.abs(mean - reference)
     front = good & (reference >= np.quantile(reference, 0.7))
     bins = np.array_split(np.argsort(claimed[good]), 10)
@@ -135,7 +139,7 @@ def main(
         cost = (time.perf_counter() - tick) / draws / 256**2 / call
         rows.append({"data": case.name, "method": "draws", **result, "cost": cost, "seconds": seconds})
         found = measure_spread(first, prior, noise=noise)
-        wide = drawn.mean(axis=0) + found.factor * (drawn - drawn.mean(axis=0))
+        wide = drawn.mean(axis=0) + found.factor * (drawn - drawn.mean(axis=0))  # about any centre
         rows.append({"data": case.name, "method": "recalibrated", **score(case, noise, wide), "factor": found.factor})
         if dps:
             guided = draw(case, noise, prior, draws, dps, "dps")
@@ -147,7 +151,7 @@ def main(
                 member = train(volume, noise, objective="blind_spot", config=config)
                 restored = restore(first, member, noise=noise).data.compute()[0]
                 members.append(np.asarray(restored, dtype=np.float64)[CROP, CROP])
-            rows.append({"data": case.name, "method": "blind-spot ensemble", **score(case, noise, np.stack(members))})
+            rows.append({"data": case.name, "method": "blind-spot ensemble", **score(case, noise, np.stack(members), mates=False)})
         for row in rows:
             if row["data"] == case.name:
                 print({k: (round(v, 3) if isinstance(v, float) else v) for k, v in row.items()}, flush=True)

@@ -42,7 +42,7 @@ FLOORS = (
     {"denoiser", "samplers", "measurement"},
     {"amortised", "posterior"},
     {"objectives"},
-    {"sampling"},
+    {"moments", "sampling"},
     {"prior", "train_config"},
     {"restorer"},
     {"uncertainty"},

@@ -323,6 +323,11 @@ def keyed_noise(key: Key, first_plane: int = 0) -> Noise:
     return noise
 
 
+def negated(noise: Noise) -> Noise:
+    """Give the same normals with the other sign: the mate of a draw (`moments.py`)."""
+    return lambda step, like: -noise(step, like)
+
+
 def posterior_draw(
     form: Recorruption,
     denoise: Callable[..., Tensor],

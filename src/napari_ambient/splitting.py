@@ -20,7 +20,7 @@ The shape shows in the third cumulant of k in flat parts of the image, to which 
 
     κ₃ / (κ₂ - r²) = E h³ / E h² = (s + 2) / (s + 1)
 
-1.5 for exponential pulses, 1 where all are alike. It matters: a confocal stack whose ratio is 1.24 (s = 3.2) reads 38.14
+1.5 for exponential pulses, 1 where all are alike. It matters: a confocal stack of ratio 1.24 (s = 3.2) reads 38.14
 dB after 3000 steps with s = 4 and 37.97 with s = 1; an EMCCD's fields (ratio 1.5) 32.85 with s = 4, 33.18 with s = 1.
 
 Where m exceeds `BRIGHT` photo-electrons the number of quanta no longer shows, and two moments are enough: `thin`,

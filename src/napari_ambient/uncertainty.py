@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .amortised import evidence
 from .devices import free_memory
+from .moments import Moments
 from .operators import Identity, Mask, Operator
 from .posterior import (
     DRAWS,
@@ -46,12 +47,14 @@ from .sampling import (
     Watch,
     amortised_draw,
     keyed_noise,
+    negated,
     network_calls,
     network_domain,
     posterior_draw,
 )
 
 Array = NDArray[np.float32]
+MATE = 1  # number of the draw that is made of the first one's noise, negated (`moments.py`)
 CALLS_PER_STAGE = 6  # of split Gibbs
 STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
 
@@ -181,16 +184,13 @@ class DrawRestorer:
         keep = any(o.quantile is not None or o.name == "draws" for o in self.outputs)
         self._check_memory(shape, keep)
         noise = self.restorer.noise[channel]
-        total = np.zeros(shape)
-        squares = np.zeros(shape)
+        moments = Moments()
         kept: list[Array] = []
-        for count, draw in enumerate(self._draw_all(time, channel, planes, shape), 1):
-            # Welford's update: no difference of large numbers
-            difference = draw - total
-            total += difference / count
-            squares += difference * (draw - total)
+        for draw in self._draw_all(time, channel, planes, shape):
+            moments.add(draw)
             if keep:
                 kept.append(draw)
+        total = moments.mean()
         zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
         if shape != measured and (np.ndim(zero) or np.ndim(gain)):
             raise RestorationError(
@@ -202,7 +202,7 @@ class DrawRestorer:
             if output.name == "mean":
                 results.append(zero + gain * total)
             elif output.name == "std":
-                results.append(gain * self.spread * np.sqrt(squares / max(self.draws - 1, 1)))
+                results.append(gain * self.spread * moments.std())
             elif output.name == "draws":
                 results.extend(zero + gain * (total + self.spread * (draw - total)) for draw in kept)
             else:
@@ -258,6 +258,8 @@ class DrawRestorer:
         clean: Array
         result: torch.Tensor | None = None
         noise = keyed_noise(key, first)
+        if key[-1] == MATE:
+            noise = negated(keyed_noise((*key[:-1], 0), first))
         if self.amortised:
             with torch.inference_mode():
                 clean = self._draw_at_once(counts, valid, operator, tiled, noise, min(channel, scales - 1))
@@ -390,6 +392,7 @@ class DrawRestorer:
             "steps": self.steps,
             "operator": self.operator.to_dict(),
             "posterior": "amortised" if self.amortised else self.posterior,
+            "mate": MATE,
             "version": __version__,
         }
         digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode())

@@ -1,0 +1,111 @@
+"""Mean and standard deviation of draws, of which the first two are mates: the same noise with opposite signs.
+
+A draw is nearly linear in its own noise, so that two mates lie on opposite sides of the posterior mean and their
+average almost is that mean (antithetic variates, Hammersley & Morton 1956). Measured in split Gibbs, 5 photo-electrons
+per voxel behind a blur of 1.5 and 3 pixels: correlation ρ of mates -0.98 and -0.96; the mean of two mates 27.78 and
+24.42 dB, of eight independent draws 27.66 and 24.34. Each mate is a fair draw by itself.
+
+More pairs would say little more of the mean and half as much of the spread, so the others are independent. With ρ
+estimated over the whole image, the mean weighs the pair and the n - 2 others by their variances,
+
+    m = (w (x₁ + x₂)/2 + Σ xᵢ) / (w + n - 2),    w = 2/(1 + ρ),    Var m = σ² r,  r = 1/(w + n - 2)
+
+and since m is the best linear estimate, Cov(xᵢ, m) = Var m for each of them, the spread of the n - 1 independent ones
+(x₁, x₃, …, xₙ) about it is
+
+    σ² = Σ (xᵢ - m)² / ((n - 1)(1 - r))
+
+`uncertainty.py` uses it for mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+USUAL = -0.9  # correlation of mates where two draws cannot tell
+CLOSEST = -0.999
+
+
+class Moments:
+    """Running mean and standard deviation of the draws of one image, in their order.
+
+    Parameters
+    ----------
+    mates : bool
+        Whether the second draw is the mate of the first; otherwise all are independent.
+    """
+
+    def __init__(self, *, mates: bool = True) -> None:
+        self.mates = mates
+        self.count = 0
+        self._first: Array = np.zeros(0)
+        self._second: Array | None = None
+        self._mean: Array = np.zeros(0)  # of the independent ones, with Welford's sum of squares about it
+        self._squares: Array = np.zeros(0)
+
+    def add(self, draw: NDArray[np.floating]) -> None:
+        """Take in the next draw.
+
+        Parameters
+        ----------
+        draw : ndarray
+            Of the same shape each time.
+        """
+        self.count += 1
+        if self.count == 1:
+            self._first = np.asarray(draw, dtype=np.float64)
+            self._mean, self._squares = self._first.copy(), np.zeros_like(self._first)
+        elif self.count == 2 and self.mates:
+            self._second = np.asarray(draw, dtype=np.float64)
+        else:
+            difference = draw - self._mean
+            self._mean += difference / self.independent
+            self._squares += difference * (draw - self._mean)
+
+    @property
+    def independent(self) -> int:
+        """How many of the draws are independent of each other."""
+        return self.count - (self._second is not None)
+
+    @property
+    def correlation(self) -> float:
+        """ρ of the mates, over the whole image: -0.999 to 0."""
+        if self._second is None:
+            return 0.0
+        if self.independent < 2:
+            return USUAL
+        apart = float(np.mean(np.square(self._first - self._second)))
+        variance = float(np.mean(self._squares)) / (self.independent - 1)
+        return float(np.clip(1 - apart / max(2 * variance, 1e-30), CLOSEST, 0.0))
+
+    @property
+    def share(self) -> float:
+        """Variance of the mean, in units of a draw's: r."""
+        return self._estimate()[1]
+
+    def mean(self) -> Array:
+        """Give the estimate of the posterior mean."""
+        return self._estimate()[0]
+
+    def std(self) -> Array:
+        """Give the estimate of the posterior standard deviation; of two draws or more."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} draws have no standard deviation; take two or more")
+        mean, share = self._estimate()
+        n = self.independent
+        result: Array = np.sqrt((self._squares + n * np.square(self._mean - mean)) / (n * (1 - share)))
+        return result
+
+    def _estimate(self) -> tuple[Array, float]:
+        """Give the mean and its variance, in units of a draw's."""
+        n = self.independent
+        if self._second is None:
+            return self._mean, 1 / max(n, 1)
+        weight = 2 / (1 + self.correlation)
+        pair = (self._first + self._second) / 2
+        others = n * self._mean - self._first
+        total = weight + n - 1
+        return (weight * pair + others) / total, 1 / total
