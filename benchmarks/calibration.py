@@ -139,7 +139,7 @@ def main(
         cost = (time.perf_counter() - tick) / draws / 256**2 / call
         rows.append({"data": case.name, "method": "draws", **result, "cost": cost, "seconds": seconds})
         found = measure_spread(first, prior, noise=noise)
-        wide = drawn.mean(axis=0) + found.factor * (drawn - drawn.mean(axis=0))  # about any centre
+        wide = drawn.mean(axis=0) + found.factor * (drawn - drawn.mean(axis=0))
         rows.append({"data": case.name, "method": "recalibrated", **score(case, noise, wide), "factor": found.factor})
         if dps:
             guided = draw(case, noise, prior, draws, dps, "dps")
@@ -151,7 +151,8 @@ def main(
                 member = train(volume, noise, objective="blind_spot", config=config)
                 restored = restore(first, member, noise=noise).data.compute()[0]
                 members.append(np.asarray(restored, dtype=np.float64)[CROP, CROP])
-            rows.append({"data": case.name, "method": "blind-spot ensemble", **score(case, noise, np.stack(members), mates=False)})
+            scores = score(case, noise, np.stack(members), mates=False)
+            rows.append({"data": case.name, "method": "blind-spot ensemble", **scores})
         for row in rows:
             if row["data"] == case.name:
                 print({k: (round(v, 3) if isinstance(v, float) else v) for k, v in row.items()}, flush=True)

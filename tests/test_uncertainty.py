@@ -12,13 +12,13 @@ from torch import Tensor
 
 from napari_ambient import restore
 from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.moments import Moments
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.operators import Blur, Downsample
 from napari_ambient.prior import Prior, PriorError, Record
 from napari_ambient.recorruption import Thinning
 from napari_ambient.restorer import RestorationError
-from napari_ambient.moments import Moments
 from napari_ambient.sampling import LONGEST, keyed_noise, posterior_draw
 from napari_ambient.uncertainty import work_folder
 from napari_ambient.volumes import Volume

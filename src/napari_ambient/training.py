@@ -374,7 +374,10 @@ class _Training:
             where = crop.place
             sizes = self.volumes[where.volume].sizes
             whole = [sizes.get(axis, 1) for axis in "ZYX"]
-            parts.append(view_of(self.operator, whole, (where.z, where.y, where.x), crop.turn))
+            try:
+                parts.append(view_of(self.operator, whole, (where.z, where.y, where.x), crop.turn))
+            except OperatorError as error:
+                raise TrainingError(str(error)) from error
         return Views(parts, self.operator.stride)
 
     def _make_objective(self, kind: type[Objective], recorruption: Recorruption) -> Objective:
@@ -552,6 +555,10 @@ class _Training:
         below = self.config.below
         if below == "none":
             return below, None
+        if OBJECTIVES[objective].below_itself:
+            raise TrainingError(
+                f"below is {below!r}, and the objective {objective} teaches all levels itself; use none"
+            )
         if objective != "ambient":
             raise TrainingError(f"below is {below!r}, which follows the ambient objective, not {objective}; use none")
         form = self.objective.recorruption
