@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_ambient.measurement import Optics, computed_psf, operator_for
+from napari_ambient.measurement import Optics, computed_psf, operator_for, with_holes
 from napari_ambient.noise_fit import fit_channels
 from napari_ambient.operators import Blur, Downsample, Identity, Mask, Operator
 from napari_ambient.point_spread import prepare
@@ -94,3 +94,19 @@ def test_each_channel_has_its_own_noise(rng: np.random.Generator) -> None:
     # 74 000 voxels per channel: the slope is known to about a percent; a tenth leaves room for the fit's own choices
     assert gains == pytest.approx([2, 5], rel=0.1)
     assert len(fit_channels(volume.channel(0))) == 1
+
+
+def test_masks_of_every_time_point_become_holes(rng: np.random.Generator) -> None:
+    """They differ from image to image, so they go into the volume as NaN; a single one stays an operator."""
+    counts = rng.poisson(5, (3, 2, 8, 6)).astype(np.uint16)
+    volume = Volume.from_array(counts, "TCYX", name="cells")
+    measured = rng.random((3, 8, 6)) > 0.4
+    holed = with_holes(volume, Volume.from_array(measured.astype(np.uint8), "TYX"))
+    assert holed is not None
+    values = np.asarray(holed.data)
+    np.testing.assert_array_equal(np.isfinite(values), np.broadcast_to(measured[:, None], values.shape))
+    np.testing.assert_array_equal(values[np.isfinite(values)], counts[np.isfinite(values)])
+    assert holed.axes == volume.axes
+    assert with_holes(volume, Volume.from_array(measured[:1].astype(np.uint8), "TYX")) is None
+    with pytest.raises(ValueError, match="same size along T"):
+        with_holes(volume, Volume.from_array(np.ones((2, 8, 6), np.uint8), "TYX"))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .choices import ObjectiveName, OutputType, PosteriorName, PresetName, RestoreMethod
-from .measurement import Optics, check_optics, operator_for
+from .measurement import Optics, check_optics, operator_for, with_holes
 from .train_config import TrainConfig, TrainingError
 from .train_config import preset as settings
 
@@ -243,7 +243,8 @@ def restore(
     psf_is : str
         A bead's image, whose background is taken away, or a computed PSF, which has none.
     mask : Path
-        Fill in: an image of 0 where nothing was measured, 1 elsewhere; with --method samples. NaN are holes too.
+        Fill in: an image of 0 where nothing was measured, 1 elsewhere, or one for each time point or channel; with
+        --method samples. NaN are holes too.
     finer : int
         Super-resolution: so many times finer pixels along Y and X, of the same brightness, for priors of structures
         that fine; with --method samples.
@@ -306,12 +307,15 @@ def restore(
             found = measure_spread(volume, loaded, noise=model, seed=seed, device=device)
             spread = found.factor
             print(f"{volume.name}: error bars multiplied by {spread:.3f} ± {found.uncertainty:.3f} (held-out photons)")
+        one_mask = mask
+        if mask is not None and (holed := with_holes(volume, mask)) is not None:
+            volume, one_mask = holed, None
         return restore_volume(
             volume,
             loaded,
             spread=spread,
             noise=models,
-            operator=operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer),
+            operator=operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=one_mask, finer=finer),
             method=method,
             posterior=posterior,
             draws=draws,

@@ -114,6 +114,51 @@ def operator_for(
     return operator
 
 
+def with_holes(volume: Volume, mask: Path | Volume) -> Volume | None:
+    """Cut a mask that has time points or channels into a volume, as NaN; None for a mask of one image.
+
+    Parameters
+    ----------
+    volume : Volume
+        The measurement.
+    mask : Path or Volume
+        0 where nothing was measured, anything above elsewhere.
+
+    Returns
+    -------
+    Volume or None
+        Lazy, float32; holes that differ from image to image are filled in as NaN are. A mask of one image (Y, X) or
+        (Z, Y, X) belongs into the operator (`operator_for`).
+
+    Raises
+    ------
+    ValueError
+        If the mask has time points or channels and does not fit the volume.
+    """
+    import dask.array as da
+    import numpy as np
+
+    holes = _image(mask)
+    many = [axis for axis in "TC" if holes.sizes.get(axis, 1) > 1]
+    if not many:
+        return None
+    strange = [a for a, n in holes.sizes.items() if n not in (1, volume.sizes.get(a, 1))]
+    strange += [a for a in "YX" if holes.sizes.get(a) != volume.sizes[a]]
+    if strange:
+        raise ValueError(
+            f"the mask has axes {holes.axes} {holes.shape}, {volume.name or 'the volume'} {volume.axes} "
+            f"{volume.shape}; give a mask of the same size along {', '.join(dict.fromkeys(strange))}, or of one image"
+        )
+    known = holes.data
+    order = [holes.axes.index(axis) for axis in volume.axes if axis in holes.axes]
+    known = known.transpose(order)
+    for place, axis in enumerate(volume.axes):
+        if axis not in holes.axes:
+            known = da.expand_dims(known, place)
+    data = da.where(known > 0, volume.data.astype(np.float32), np.float32(np.nan))
+    return volume.replace(data=data.rechunk(volume.data.chunks))
+
+
 def check_optics(has_psf: bool, optics: Optics) -> None:
     """Raise unless at most one PSF is meant.
 

@@ -379,6 +379,24 @@ def test_memory_does_not_grow_with_the_volume(tmp_path: Path, format: Format) ->
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_what_a_killed_program_left_is_removed(tmp_path: Path, format: Format) -> None:
+    """After an hour without a write; what another program writes just now stays."""
+    target = tmp_path / FORMATS[format]
+    old, new, other = (tmp_path / f".{name}.{token}.partial" for name, token in zip(
+        (target.name, target.name, "another.tif"), ("0123abcd", "89abcdef", "0123abcd"), strict=True
+    ))  # fmt: skip
+    old.mkdir()
+    (old / "zarr.json").write_text("{}")
+    new.write_text("half")
+    other.write_text("half")
+    for path in (old / "zarr.json", old, other):
+        os.utime(path, (0, 0))
+    save_volume(target, make("ZYX"), format=format)
+    assert not old.exists()
+    assert new.exists() and other.exists() and target.exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_stopped_save_leaves_nothing(tmp_path: Path, format: Format) -> None:
     saving = iter_save_volume(tmp_path / FORMATS[format], make("ZYX"), format=format)
     next(saving)

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from napari_ambient.volumes.volume import (
 Format = Literal["ome-tiff", "imagej", "ome-zarr-0.5", "ome-zarr-0.4", "npy"]
 """What can be written. By suffix: .tif and .tiff are "ome-tiff", .zarr is "ome-zarr-0.5", .npy is "npy"."""
 
+ABANDONED = 3600.0  # seconds without a write, after which a partial file is taken for what a killed program left
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf2", ".tf8")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUFFIXES: dict[Format, tuple[str, ...]] = {
@@ -424,6 +426,7 @@ def _save(
     need: int,
     overwrite: bool,
 ) -> Generator[BlockWritten, None, None]:
+    _remove_abandoned(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     out: Target | None = None
     try:
@@ -454,6 +457,18 @@ def _save(
     except BaseException as error:
         _discard(temporary, out, error)
         raise
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed program left of the same target, once nothing has been written to it for an hour."""
+    name = glob.escape(f".{target.name}.")
+    for left in target.parent.glob(f"{name}{'[0-9a-f]' * 8}.partial"):
+        try:
+            latest = max((p.stat().st_mtime for p in (left, *left.rglob("*"))), default=math.inf)
+            if time.time() - latest > ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except FileNotFoundError:  # another program has just finished it, or removed it
+            continue
 
 
 def _blocks(volume: Volume) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
