@@ -17,6 +17,7 @@ from napari_ambient.choices import Below
 from napari_ambient.cli import AskedConfig, app
 from napari_ambient.noise import NoiseModel
 from napari_ambient.objectives.draw_stage import DrawStage
+from napari_ambient.operators import Blur, Mask
 from napari_ambient.train_config import PRESETS, TrainConfig, TrainingError, preset
 from napari_ambient.training import iter_train
 from napari_ambient.training_time import TrainingTime, estimate_time, in_words, iter_estimate_time
@@ -191,3 +192,15 @@ def test_much_read_noise_changes_the_form() -> None:
     photons = NoiseModel(gain=1.0, intercept=-100.0, photons=1.0)
     assert photons.form == "thinning"
     assert photons.with_line(1.0, 80.0, 100.5).form == "gaussian"
+
+
+def test_the_objective_and_the_operator_are_timed() -> None:
+    """A flow through a blur takes longer per step than thinning, and a mask of the whole frame is cut to size."""
+    blur = Blur(np.full((3, 3), 1 / 9))
+    volume = noisy((2, 200, 200))
+    config = replace(TINY, patch=(32, 32))
+    plain = estimate_time(volume, NOISE, config=config, budget=0.5)
+    flow = estimate_time(volume, NOISE, objective="flow_diff", operator=blur, config=config, budget=0.5)
+    assert flow.step_seconds > 1.5 * plain.step_seconds
+    masked = estimate_time(volume, NOISE, operator=Mask(np.ones((200, 200), bool)), config=config, budget=0.5)
+    assert masked.final

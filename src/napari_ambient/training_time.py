@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .choices import ObjectiveName
 from .devices import choose_device
 from .noise import NoiseModel
 from .objectives.draw_stage import DrawStage
+from .operators import Identity, Operator
 from .recorruption import choose_form
 from .train_config import TrainConfig
 from .training import iter_train
@@ -76,6 +78,8 @@ def estimate_time(
     volume: Volume | Sequence[Volume],
     noise: NoiseModel | None = None,
     *,
+    objective: ObjectiveName = "auto",
+    operator: Operator | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
     budget: float = 2.0,
@@ -84,14 +88,16 @@ def estimate_time(
 
     Parameters
     ----------
-    volume, noise, config, device, budget
+    volume, noise, objective, operator, config, device, budget
         As there.
 
     Returns
     -------
     TrainingTime
     """
-    *_, last = iter_estimate_time(volume, noise, config=config, device=device, budget=budget)
+    *_, last = iter_estimate_time(
+        volume, noise, objective=objective, operator=operator, config=config, device=device, budget=budget
+    )
     return last
 
 
@@ -99,6 +105,8 @@ def iter_estimate_time(
     volume: Volume | Sequence[Volume],
     noise: NoiseModel | None = None,
     *,
+    objective: ObjectiveName = "auto",
+    operator: Operator | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
     budget: float = 2.0,
@@ -111,6 +119,10 @@ def iter_estimate_time(
         What will be trained on; only the axes and shape of the first are looked at.
     noise : NoiseModel, optional
         Its noise, where that is known already: its form and light take part in the time.
+    objective : str
+        What will be minimised, as for `train`.
+    operator : Operator, optional
+        What the microscope did to the light, as for `train`.
     config : TrainConfig, optional
         How it will be trained.
     device : torch.device or str, optional
@@ -137,7 +149,10 @@ def iter_estimate_time(
     quick = replace(config, form=form, below="none", steps=10**6, checkpoint_every=10**6, validations=1)
     where = _describe(chosen)
     seconds: list[float] = []
-    for step, took in _timed(iter_train(piece, stand_in, config=quick, device=chosen)):
+    operator = operator or Identity()
+    cut = operator.crop([slice(0, piece.sizes.get(a, 1) * s) for a, s in zip("ZYX", operator.stride, strict=True)])
+    steps = iter_train(piece, stand_in, objective=objective, operator=cut, config=quick, device=chosen)
+    for step, took in _timed(steps):
         if step.index <= WARM_UP and seconds:  # the steps in which torch chooses its kernels do not count
             seconds.clear()
         seconds.append(took)
