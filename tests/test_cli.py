@@ -227,3 +227,25 @@ def test_what_needs_the_stage_below_says_so(
     assert "--below auto" in capsys.readouterr().err
     assert run("restore", prior, stack, "-o", tmp_path / "out", "--finer", 2) == 1
     assert "one network call cannot undo" in capsys.readouterr().err
+
+
+def test_blurred_stacks_from_training_to_one_call(
+    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--psf` in training learns what was before the blur; the posterior of its own answers for that PSF alone."""
+    line = np.exp(-np.linspace(-1.5, 1.5, 5) ** 2)
+    bead = tmp_path / "bead.tif"
+    tifffile.imwrite(bead, np.outer(line, line).astype(np.float32))
+    prior = tmp_path / "sharp.prior"
+    # crops of 32: those of 16 show hardly anything but light from beyond their sides
+    options = [*TINY[:4], "--patch", "32", "32", *TINY[7:]]
+    given = ["--psf", bead, "--psf-is", "computed"]
+    assert run("train", stack, "-o", prior, "--gain", 2, "--zero", 100, *given, *options) == 0
+    assert load_prior(prior).record.objective == "flow_diff"
+    assert run("info", prior) == 0
+    assert "learned through: blur" in capsys.readouterr().out
+    one = ["restore", prior, stack, "-o", tmp_path / "out", "--method", "amortised", "--draws", 2]
+    assert run(*one) == 1
+    assert "another operator" in capsys.readouterr().err
+    assert run(*one, *given) == 0
+    assert open_volume(tmp_path / "out" / "waves_restored.ome.tif").channel_names == ("mean", "std")

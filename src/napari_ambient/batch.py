@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .choices import OutputType, PosteriorName
+from .choices import OutputType, PosteriorName, RestoreMethod
 from .volumes import Volume, VolumeError, iter_save_volume, open_volume
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def restore_files(
     prior: Prior,
     *,
     noise: Literal["prior", "fit"] = "prior",
-    method: Literal["mean", "samples"] = "mean",
+    method: RestoreMethod = "mean",
     operator: Callable[[Volume], Operator] | None = None,
     posterior: PosteriorName = "split_gibbs",
     draws: int = 8,
@@ -188,7 +188,7 @@ def restore_files(
     from .restoration import Clipping, restore
     from .uncertainty import work_folder
 
-    if recalibrate and (method == "mean" or operator is not None):
+    if recalibrate and (method != "samples" or operator is not None):
         raise ValueError(
             "error bars are recalibrated where draws are made and no blur or hole is undone; leave one of the two out"
         )

@@ -147,11 +147,14 @@ def train(
             "--below auto keeps that",
             file=sys.stderr,
         )
+    operator = None
+    if psf is not None or optics.na is not None or mask is not None or finer != 1:
+        operator = operator_for(volumes[0], psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer)
     steps = iter_train(
         volumes,
         noise,
         objective=objective,
-        operator=operator_for(volumes[0], psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer),
+        operator=operator,
         target=targets,
         start=begin,
         config=config,
@@ -321,7 +324,7 @@ def restore(
             draws=draws,
             steps=steps,
             seed=seed,
-            outputs=outputs or ("mean", "std"),
+            outputs=outputs or (("mean",) if method == "amortised" and loaded.posterior is None else ("mean", "std")),
             work=None if method == "mean" else work_folder(target),
             dtype=dtype,
             device=device,
@@ -554,6 +557,11 @@ def info(path: str, /, *, axes: str | None = None, level: int = 0) -> int:
         print(f"objective {record.objective}, {record.form} form, {record.step} steps, version {record.version}")
         print(f"trained on {', '.join(record.sources) or 'unnamed stacks'}, axes {record.axes}, µm {record.voxel_size}")
         print(prior.levels)
+        if record.operator:
+            parts = record.operator.get("applied", [record.operator])
+            print(f"learned through: {', then '.join(str(part['operator']) for part in parts)} (in this order)")
+        if prior.posterior is not None:
+            print("has a posterior of its own, of one call per draw: restore --method amortised")
         if record.history:
             print(f"held-out loss {record.history[0]['validation']:.4g} -> {record.history[-1]['validation']:.4g}")
         for c, noise in enumerate(prior.noise):
