@@ -90,7 +90,7 @@ def fine_tuning(data: Path, steps: int, below_steps: int) -> list[Row]:
         config = TrainConfig(steps=steps // 4, below="auto", below_steps=below_steps)
         half = Volume.from_array(np.asarray(red.data[:, :256]), "TYX", name="upper half")
         held = Volume.from_array(np.asarray(red.data[:, 256:]), "TYX", name="lower half")
-        prior = train(half, noise["BPAE_R"], start=source, config=config)
+        prior = train(half, fit_noise(half), start=source, config=config)
         rows.append({"prior": "fine-tuned, audited", **verdict(prior, half, held)})
         print(rows[-1], flush=True)
     return rows
