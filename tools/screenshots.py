@@ -31,7 +31,7 @@ from napari.settings import get_settings
 from PIL import Image
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import QApplication, QScrollArea, QWidget
 
 from napari_ambient import TrainConfig, load_prior, open_volume, save_volume
 from napari_ambient.widgets._layers import layer_arguments
@@ -48,8 +48,8 @@ LEFT = Qt.MouseButton.LeftButton
 def main(
     folder: Path = ROOT / "docs" / "images",
     *,
-    steps: int = 900,
-    below_steps: int = 450,
+    steps: int = 600,
+    below_steps: int = 300,
     draws: int = 8,
     priors: Path | None = None,
     themes: tuple[str, ...] = THEMES,
@@ -264,7 +264,7 @@ def choose_prior(viewer: napari.Viewer, form: Any, scene: Scene) -> None:
 
 def dock(viewer: napari.Viewer, form: QWidget, name: str) -> None:
     """Dock a form at the right, wide enough to be read."""
-    docked = viewer.window.add_dock_widget(form, name=name, area="right")
+    docked = viewer.window.add_dock_widget(form, name=f"{name} (Ambient restoration)", area="right")  # as its menu does
     settle(0.2)
     viewer.window._qt_window.resizeDocks([docked], [430], Qt.Orientation.Horizontal)
     settle(0.3)
@@ -277,7 +277,7 @@ def click(button: QWidget) -> None:
 
 def scroll_down(form: Any) -> None:
     """Show the lower end of a form that is higher than the window."""
-    bar = form.scroll.verticalScrollBar()
+    bar = form.findChild(QScrollArea).verticalScrollBar()
     bar.setValue(bar.maximum())
     settle(0.2)
 
@@ -314,8 +314,8 @@ def take(viewer: napari.Viewer, path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--below-steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--below-steps", type=int, default=300)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--priors", type=Path, help="keeps the trained prior for the next run")
     parser.add_argument("--themes", nargs="+", default=list(THEMES))

@@ -147,7 +147,6 @@ def test_a_window_of_its_own_asks_too(
     """A form outside a dock, as a script may show it."""
     form, button = restoring(viewer, qtbot, tmp_path)
     viewer.window.remove_dock_widget(form)
-    qtbot.addWidget(form)
     form.show()
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: form.running, timeout=WAIT)
@@ -160,3 +159,5 @@ def test_a_window_of_its_own_asks_too(
     answer("Stop and close")
     form.close()
     qtbot.waitUntil(lambda: not _run._running, timeout=2000)
+    form.deleteLater()
+    qtbot.waitUntil(lambda: not isalive(form), timeout=WAIT)

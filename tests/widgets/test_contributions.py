@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from npe2 import PluginManager, PluginManifest
+from qtpy.compat import isalive
+from qtpy.QtWidgets import QWidget
 
 import napari_ambient
 from napari_ambient.samples import sample_folder
 from napari_ambient.volumes import Volume, open_volume, save_volume
 from napari_ambient.widgets._contributions import add_prior, get_prior_reader, get_zarr_reader
+from napari_ambient.widgets._forms import SourceForm
 from napari_ambient.widgets._layers import known_axes, volume_from_layer
 from napari_ambient.widgets._session import priors_of
 from napari_ambient.widgets._settings import PLUGIN, Settings, settings
@@ -112,6 +115,9 @@ def test_samples_open_at_once(
     for layer in layers:
         assert isinstance(layer.data, np.ndarray)
         assert known_axes(layer) == axes  # nobody is asked
+        assert (
+            0.001 < np.mean(layer.data > layer.contrast_limits[1]) < 0.01
+        )  # single bright voxels do not leave the rest dark
         assert volume_from_layer(layer).voxel_size["X"] in (0.065, 0.1)
     assert layers[-1].visible
     if key == "blurred":
@@ -255,6 +261,41 @@ def test_settings_are_those_of_the_preferences(plugin_settings: Any, plugin: Any
 
 
 # ------------------------------------------------------------------------------------------- in the window
+
+
+@pytest.mark.parametrize("name", ["Train", "Restore", "Sample", "Batch"])
+def test_the_menu_hands_each_form_its_window(
+    name: str, plugin: Any, make_napari_viewer: Any, qtbot: Any, from_menu: Any
+) -> None:
+    """By napari's own way: the parameter that it looks for is there, and the menu hides and shows the same form."""
+    viewer = make_napari_viewer(show=False)
+    from_menu(viewer.window.plugins_menu, "Ambient restoration", f"{name} (Ambient restoration)")
+    (form,) = (w for w in viewer.window._qt_window.findChildren(QWidget) if type(w).__name__ == f"{name}Widget")
+    assert form.viewer is viewer
+    layer = viewer.add_image(np.ones((8, 8)))
+    if name != "Batch":
+        assert form.findChild(SourceForm).layer is layer
+    viewer.window._qt_window.show()
+    assert form.isVisible()
+    from_menu(viewer.window.plugins_menu, "Ambient restoration", f"{name} (Ambient restoration)")
+    assert not form.isVisible()
+    assert [type(w) for w in viewer.window._qt_window.findChildren(type(form))] == [type(form)]
+    viewer.window._qt_window.hide()
+    form.parent().destroyOnClose()
+    form.deleteLater()
+    qtbot.waitUntil(lambda: not isalive(form), timeout=10_000)
+
+
+def test_opening_a_prior_from_the_menu_asks_for_it(
+    plugin: Any, make_napari_viewer: Any, tmp_path: Path, from_menu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qtpy.QtWidgets import QFileDialog
+
+    path = fake_prior(tmp_path / "cells.prior")
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(path))
+    viewer = make_napari_viewer(show=False)
+    from_menu(viewer.window.file_menu, "IO Utilities", "Open a prior… (Ambient restoration)")
+    assert [known.path for known in priors_of(viewer)] == [path]
 
 
 def test_every_widget_opens_in_the_window_and_closes(plugin: Any, make_napari_viewer: Any, qtbot: Any) -> None:

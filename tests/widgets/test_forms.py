@@ -60,6 +60,27 @@ def test_layers_come_go_and_are_renamed(model: Any, qtbot: Any, heard: list[int]
     assert (box.layer, box.count(), heard) == (None, 0, [1, 1, 1])
 
 
+def test_images_of_our_own_are_not_chosen_by_themselves(model: Any, qtbot: Any) -> None:
+    """The selected measurement, else the newest; never a result or a preview, though both are in the list."""
+    made = {"history": [{"action": "restore"}], "axes": "YX"}
+    box = LayerBox(model)
+    qtbot.addWidget(box)
+    result = model.add_image(np.zeros((8, 8)), name="restored", metadata={"napari_ambient": made})
+    model.add_image(np.zeros((8, 8)), name="preview", metadata={"napari_ambient": {"preview": True}})
+    assert (box.layer, texts(box), box.placeholderText()) == (None, ["preview", "restored"], "choose the Image layer")
+    old = model.add_image(np.zeros((8, 8)), name="old")
+    assert box.layer is old
+    new = model.add_image(np.zeros((8, 8)), name="new", metadata={"napari_ambient": {"axes": "YX"}})
+    for active, expected in ((old, old), (result, new), (None, new)):
+        model.layers.selection.active = active
+        later = LayerBox(model)
+        qtbot.addWidget(later)
+        assert later.layer is expected
+    # the user may choose otherwise
+    box.choose(result)
+    assert box.layer is result
+
+
 def test_an_optional_layer_is_none_at_first(model: Any, qtbot: Any) -> None:
     shapes = model.add_shapes([[[1, 1], [1, 4], [4, 4], [4, 1]]], name="region")
     box = LayerBox(model, "shapes", none="whole image")

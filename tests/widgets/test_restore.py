@@ -18,6 +18,7 @@ from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import Prior, Record
+from napari_ambient.recalibration import measure_spread
 from napari_ambient.restorer import RestorationError
 from napari_ambient.widgets import _psf
 from napari_ambient.widgets import restore as module
@@ -133,6 +134,76 @@ def test_draws_come_with_an_error_bar_and_a_slider(form: RestoreWidget, press: C
     assert np.mean(error.data > high) == pytest.approx(0.005, abs=2e-3)  # what the quantile leaves out
     form.viewer.dims.set_current_step(0, 2)
     assert mean.metadata[METADATA]["provenance"]["draws"] == 3
+
+
+@pytest.mark.parametrize(("limits", "kept"), [((95.0, 130.0), True), ((0.0, 4095.0), False)])
+def test_the_contrast_is_the_sources_unless_the_result_would_be_dark(
+    form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any, limits: tuple[float, float], kept: bool
+) -> None:
+    viewer.layers["waves"].contrast_limits = limits
+    (layer,) = press(form)
+    assert (tuple(layer.contrast_limits) == limits) == kept
+    low, high = layer.contrast_limits
+    assert np.mean((layer.data >= low) & (layer.data <= high)) > 0.99
+
+
+def test_error_bars_are_checked_by_held_out_photons(
+    form: RestoreWidget, press: Callable[..., list[Any]], prior: Prior, viewer: Any
+) -> None:
+    """The draws are widened by the factor that the library measures, at the time point that is restored."""
+    assert form.recalibrate.isHidden()  # there is no error bar
+    form.error_bars.click()
+    assert not form.recalibrate.isHidden()
+    form.draws.setValue(3)
+    form.steps.setValue(3)
+    choose(form.where, "slice")
+    viewer.dims.set_point(0, 2.0)
+    plain, _ = press(form)
+    form.recalibrate.click()
+    widened, mean = press(form)
+    found = measure_spread(volume_from_layer(viewer.layers["waves"]), prior, time=2, device="cpu")
+    assert abs(found.factor - 1) > 0.05  # else nothing would be shown by what follows
+    np.testing.assert_allclose(widened.data, found.factor * plain.data, rtol=1e-3, atol=1e-4)
+    assert mean.metadata[METADATA]["provenance"]["spread"] == pytest.approx(found.factor)
+    assert f"error bars multiplied by {found.factor:.3f}" in form.message.text()
+    # behind a blur or holes nothing can be held out so
+    choose(form.task, "holes")
+    assert form.recalibrate.isHidden()
+    task = form._task()
+    assert task is not None
+    assert not task.recalibrate
+
+
+def test_photons_are_held_out_where_light_is_counted(form: RestoreWidget, prior: Prior, viewer: Any) -> None:
+    form.error_bars.click()
+    form.recalibrate.click()
+    priors_of(viewer).add("gaussian", replace(prior, record=replace(prior.record, form="gaussian")))
+    assert form.prior.name == "gaussian"
+    assert not form.recalibrate.isEnabled()
+    assert "counted light" in form.recalibrate.toolTip()
+    task = form._task()
+    assert task is not None
+    assert not task.recalibrate
+
+
+def test_results_are_not_offered_as_what_is_to_be_restored(
+    form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any
+) -> None:
+    """A form that is opened afterwards is about the measurement, not about a result, an error bar or a preview."""
+    form.error_bars.click()
+    form.draws.setValue(2)
+    form.steps.setValue(2)
+    press(form)
+    viewer.add_image(noisy(), name="preview", axis_labels="tyx", metadata={METADATA: {"preview": True}})
+    later = RestoreWidget(viewer)
+    viewer.window.add_dock_widget(later, name="Restore 2")
+    assert later.source.layer is viewer.layers["waves"]
+    assert [later.source.box.itemText(i) for i in range(3)] == ["preview", "waves restored", "waves error bar"]
+    # without the measurement nothing is chosen, and the form says so
+    viewer.layers.remove("waves")
+    assert later.source.layer is None
+    assert not later.button.isEnabled()
+    assert later.button.toolTip() == "First choose an image"
 
 
 def test_what_the_prior_cannot_do_is_greyed_out_with_the_reason(form: RestoreWidget, viewer: Any) -> None:

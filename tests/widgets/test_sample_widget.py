@@ -211,6 +211,22 @@ def test_the_audit_can_be_cancelled_and_needs_data(sample: SampleWidget, viewer:
     assert "Choose the training data" in sample.message.text()
 
 
+def test_held_out_data_are_other_data(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """What was trained on cannot stand for what the prior has not seen."""
+    assert not sample.held_out.isVisibleTo(sample)
+    sample.use_held_out.setCurrentIndex(1)
+    sample.held_out.box.choose(viewer.layers["cells"])
+    qtbot.mouseClick(sample.audit, LEFT)
+    assert "must be other images" in sample.message.text()
+    assert sample._job is None
+    other = viewer.add_image(counts((4, 64, 64))[:, ::-1], name="other", axis_labels=("t", "y", "x"))
+    sample.held_out.box.choose(other)
+    qtbot.mouseClick(sample.audit, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert sample.message.text() == ""
+    assert "nothing was held out" not in sample.verdict.sentence.text()
+
+
 def test_an_error_is_shown_and_leaves_the_form_usable(
     sample: SampleWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import napari_ambient
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import load_prior
 from napari_ambient.train_config import TrainConfig
-from napari_ambient.widgets import _training_job, restore, train
+from napari_ambient.widgets import _noise_panel, _training_job, restore, train
 from napari_ambient.widgets._layers import volume_from_layer
 from napari_ambient.widgets._preview import preview_part
 from napari_ambient.widgets._session import priors_of
@@ -261,6 +261,35 @@ def test_noise_is_estimated_shown_and_edited(make: Any, viewer: Any, qtbot: Any)
     (known,) = priors_of(viewer)
     assert known.prior.noise[0].gain == 2.5
     assert known.prior.record.form == "gaussian"
+
+
+def test_noise_that_the_images_do_not_tell_is_asked_for(
+    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variance cannot be seen to rise with the light: gain and zero of the data sheet stand in."""
+    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
+    dark = np.random.default_rng(0).normal(1000, 20, (3, 64, 64)).astype(np.uint16)
+    viewer.layers["waves"].data = dark
+    widget = make()
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    assert "does not rise" in widget.message.text()
+    assert widget.noise.words.text() == _noise_panel.BY_HAND
+    assert widget.noise.models is None
+    for field, text in ((widget.noise.gain, "4"), (widget.noise.zero, "900")):
+        assert field.isVisibleTo(widget)
+        qtbot.keyClicks(field, text)
+        qtbot.keyClick(field, Qt.Key.Key_Return)
+    (given,) = widget.noise.models
+    assert (given.gain, given.zero, given.method) == (4.0, 900.0, "given")
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert known.prior.noise[0].gain == 4.0
+    # other images: what was given is forgotten
+    viewer.layers["waves"].data = noisy()
+    assert widget.noise.models is None
+    assert not widget.noise.found.isVisibleTo(widget)
 
 
 def test_error_bars_region_and_save(make: Any, viewer: Any, tmp_path: Path, qtbot: Any) -> None:

@@ -1,9 +1,13 @@
-"""A form's column of parts, which scrolls up and down where the window is low, and is never cut at its sides."""
+"""A form's column of parts, which scrolls up and down where the window is low, and is never cut at its sides.
+
+And what the parts are grouped by: titled boxes, and rows of a label and a field.
+"""
 
 from __future__ import annotations
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt
-from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
+from qtpy.QtWidgets import QFormLayout, QFrame, QGroupBox, QScrollArea, QVBoxLayout, QWidget
 
 
 def scrolled_column(widget: QWidget) -> QVBoxLayout:
@@ -24,7 +28,73 @@ def scrolled_column(widget: QWidget) -> QVBoxLayout:
     outer = QVBoxLayout(widget)
     outer.setContentsMargins(0, 0, 0, 0)
     outer.addWidget(area)
-    return QVBoxLayout(inside)
+    column = QVBoxLayout(inside)
+    column.setContentsMargins(6, 6, 6, 6)
+    return column
+
+
+def scroll_to(part: QWidget) -> None:
+    """Scroll a column until one of its parts is seen, once it has been laid out.
+
+    Parameters
+    ----------
+    part : QWidget
+        Inside a column; it may have been hidden until now.
+    """
+
+    def scroll() -> None:
+        if not isalive(part):
+            return
+        area = part.parentWidget()
+        while area is not None and not isinstance(area, QScrollArea):
+            area = area.parentWidget()
+        if area is not None:
+            area.ensureWidgetVisible(part)
+
+    QTimer.singleShot(50, scroll)
+
+
+def group(title: str, *parts: QWidget) -> tuple[QGroupBox, QVBoxLayout]:
+    """Put parts below each other into a titled box.
+
+    Parameters
+    ----------
+    title : str
+        Of the box.
+    *parts : QWidget
+        What is in it.
+
+    Returns
+    -------
+    tuple of (QGroupBox, QVBoxLayout)
+        The box, and its column, for more parts.
+    """
+    box = QGroupBox(title)
+    column = QVBoxLayout(box)
+    for part in parts:
+        column.addWidget(part)
+    return box, column
+
+
+def labelled_rows(parent: QWidget | None = None) -> QFormLayout:
+    """Give rows of a label and a field, which takes the rest of the width.
+
+    Parameters
+    ----------
+    parent : QWidget or None
+        Whose layout it is to be.
+
+    Returns
+    -------
+    QFormLayout
+    """
+    rows = QFormLayout() if parent is None else QFormLayout(parent)
+    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return rows
+
+
+MARGIN = 4
+"""Pixels around a scroll bar."""
 
 
 class _Upright(QScrollArea):
@@ -40,7 +110,8 @@ class _Upright(QScrollArea):
         """Leave room for what is in it, and for the scroll bar."""
         inside, bar = self.widget(), self.verticalScrollBar()
         width = 0 if inside is None else inside.minimumSizeHint().width()
-        return QSize(width + (0 if bar is None else bar.sizeHint().width()), 200)
+        # a bar that is shown is wider than its hint by the margins of napari's style sheet
+        return QSize(width + (0 if bar is None else max(bar.sizeHint().width(), bar.width())) + MARGIN, 200)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Follow what is in it: styles and texts that come later make it wider."""

@@ -83,7 +83,7 @@ def add_prior(viewer: Viewer, path: Path) -> None:
     if not isinstance(described, Mapping) or described.get("program") != "napari-ambient":
         raise ValueError(f"{path} was not written by napari-ambient; it cannot be used as a prior")
     priors_of(viewer).add(path)
-    show_info(f"{path.name} is ready: choose it in Plugins > Ambient restoration > Restore")
+    show_info(f"{path.name} can be used now, in Layers > Filter > Restore")
 
 
 def open_prior(viewer: Viewer) -> None:
@@ -327,8 +327,9 @@ def sample_blurred() -> list[LayerData]:
 
 def _sample(file: str, name: str) -> LayerData:
     from napari_ambient.volumes import open_volume
-    from napari_ambient.widgets._layers import layer_arguments
+    from napari_ambient.widgets._layers import contrast_of, layer_arguments
 
     volume = open_volume(sample_folder() / f"{file}.tif")
     data, arguments = layer_arguments(volume, None, name=name)
-    return data.compute(), arguments, "image"
+    values = data.compute()
+    return values, arguments | {"contrast_limits": contrast_of(values)}, "image"

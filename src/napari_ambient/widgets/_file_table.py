@@ -34,14 +34,15 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ._theme import Meaning, signal_colour
+
 State = Literal["waiting", "working", "finished", "skipped", "failed"]
 COLUMNS = ("File", "Image", "State")
 FILE, IMAGE, STATE = range(3)
 FRACTION = Qt.ItemDataRole.UserRole
 """Role under which the State column gives how much of a file is done, 0 to 1, or None."""
 
-# Between dark and light: told apart from the background of both themes.
-_COLOURS = {"finished": QColor("#2f9e62"), "failed": QColor("#e0564f"), "skipped": QColor("#8a8f98")}
+_MEANINGS: dict[str, Meaning] = {"finished": "good", "failed": "bad", "skipped": "neutral"}
 _BAR = QColor(47, 128, 237, 110)
 
 
@@ -175,7 +176,7 @@ class FileTable(QAbstractTableModel):
             return row.image if column == IMAGE else "\n".join(filter(None, (row.words(), _opens(row))))
         if role == Qt.ItemDataRole.ForegroundRole:
             name = "failed" if column == IMAGE and row.fault else row.state if column == STATE else ""
-            return QBrush(_COLOURS[name]) if name in _COLOURS else None
+            return QBrush(QColor(signal_colour(_MEANINGS[name]))) if name in _MEANINGS else None
         if role == FRACTION and column == STATE and row.state == "working":
             return row.fraction
         return None

@@ -38,6 +38,7 @@ from napari_ambient.widgets._layers import (
     LayerError,
     describe_axes,
     known_axes,
+    layer_to_start_with,
     possible_axes,
     remember_axes,
     volume_from_layer,
@@ -68,7 +69,8 @@ class LayerBox(QComboBox):
     kind : {"image", "shapes", "labels"}
         Which.
     none : str
-        Text of a first entry that means no layer; empty: there is none, and the only layer is chosen by itself.
+        Text of a first entry that means no layer, and is chosen at first. Without it: of images the measurement that
+        is selected, or the newest (no preview or result of ours), else the newest layer.
     parent : QWidget or None
         Where it lies.
     """
@@ -85,7 +87,6 @@ class LayerBox(QComboBox):
         self._chosen: Any = None
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(8)
-        self.setPlaceholderText(f"no {self._type.__name__} layer")
         events = viewer.layers.events
         # napari holds methods weakly
         self._emitters = (events.inserted, events.removed, events.reordered, events.renamed)
@@ -123,6 +124,8 @@ class LayerBox(QComboBox):
         before = self._chosen
         self._layers = [layer for layer in self._viewer.layers if isinstance(layer, self._type)][::-1]
         entries = self._entries()
+        kind = self._type.__name__
+        self.setPlaceholderText(f"choose the {kind} layer" if entries else f"no {kind} layer")
         with QSignalBlocker(self):
             self.clear()
             for layer in entries:
@@ -132,8 +135,14 @@ class LayerBox(QComboBox):
             if before is not None and stays:
                 self.setCurrentIndex(entries.index(before))
             else:
-                self.setCurrentIndex(0 if entries else -1)
+                self.setCurrentIndex(self._default(entries))
         self._pick()
+
+    def _default(self, entries: list[Any]) -> int:
+        if self._none or self._type is not Image:
+            return 0 if entries else -1
+        start = layer_to_start_with(self._viewer)
+        return next((i for i, layer in enumerate(entries) if layer is start), -1)
 
     def _pick(self, index: int = -1) -> None:
         entries, at = self._entries(), self.currentIndex()
@@ -186,7 +195,8 @@ class SourceForm(QWidget):
 
         self.words = QLabel()
         self.words.setWordWrap(True)
-        self.words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.words.setMinimumWidth(150)
+        self.words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.edit = QPushButton("Edit")
         self.edit.setCheckable(True)
         self.edit.setToolTip("Correct the axes and the voxel size")
@@ -213,7 +223,7 @@ class SourceForm(QWidget):
         source.addWidget(self.files_button)
         understood = QHBoxLayout()
         understood.addWidget(self.words, 1)
-        understood.addWidget(self.edit, 0, Qt.AlignmentFlag.AlignTop)
+        understood.addWidget(self.edit, 0, Qt.AlignmentFlag.AlignVCenter)
         self.fields = QWidget()
         self._form = form = QFormLayout(self.fields)
         form.setContentsMargins(0, 0, 0, 0)
@@ -465,6 +475,9 @@ class PriorBox(QWidget):
     ----------
     viewer : napari.Viewer
         Whose session.
+    none : str
+        Text of a first entry that means no prior, and is chosen at first; empty: the newest prior is chosen until the
+        user chooses.
     parent : QWidget or None
         Where it lies.
     """
@@ -472,8 +485,9 @@ class PriorBox(QWidget):
     changed = Signal()
     """Another prior is there, or none."""
 
-    def __init__(self, viewer: Viewer, parent: QWidget | None = None) -> None:
+    def __init__(self, viewer: Viewer, *, none: str = "", parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._none = none
         self._list = priors_of(viewer)
         self._known: KnownPrior | None = None
         self._prior: Prior | None = None
@@ -543,38 +557,48 @@ class PriorBox(QWidget):
             self.open(name)
 
     def _picked(self, index: int) -> None:
-        self.choose(self.box.itemData(index))
+        known = self.box.itemData(index)
+        self._by_user = True
+        self._choose(known)
 
     def _refresh(self) -> None:
         """Show the session's list; the newest is chosen until the user chooses."""
         known = list(self._list)
         with QSignalBlocker(self.box):
             self.box.clear()
+            if self._none:
+                self.box.addItem(self._none, None)
             for each in known:
                 self.box.addItem(each.name, each)
                 self.box.setItemData(
                     self.box.count() - 1, str(each.path or "not saved yet"), Qt.ItemDataRole.ToolTipRole
                 )
             same = [each for each in known if self._known is not None and _same(each, self._known)]
-            self.box.setCurrentIndex(known.index(same[0]) if same else -1)
-        if same and (self._by_user or same[0] is known[-1]):
+            self.box.setCurrentIndex(self._place(known.index(same[0]) if same else None))
+        if same and (self._by_user or self._none or same[0] is known[-1]):
             if same[0] is not self._known:
                 self._choose(same[0])  # trained on, or written again
-        elif known:
+        elif known and not self._none:
             self._by_user = False
             self._choose(known[-1])
         else:
             self._choose(None)
 
+    def _place(self, number: int | None) -> int:
+        """Give the entry of a prior of the list; of none, the first one or no entry."""
+        if self._none:
+            return 0 if number is None else number + 1
+        return -1 if number is None else number
+
     def _choose(self, known: KnownPrior | None) -> None:
-        if known is self._known and self._prior is not None:
+        if known is self._known and (known is None or self._prior is not None):
             return
         if self._job is not None:
             self._job.cancel()
             self._job = None
         self._known, self._prior = known, None
         with QSignalBlocker(self.box):
-            self.box.setCurrentIndex(-1 if known is None else list(self._list).index(known))
+            self.box.setCurrentIndex(self._place(None if known is None else list(self._list).index(known)))
         if known is None:
             self.words.say("")
         elif known.prior is not None:
@@ -665,6 +689,12 @@ class _Fold(QWidget):
     def _show(self, open: bool) -> None:
         self.button.setText(f"{'▾' if open else '▸'} {self._title}")
         self.content.setVisible(open)
+
+
+def make_narrow(box: QComboBox) -> None:
+    """Let a box be narrower than its longest entry, so that the form fits beside the image."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(6)
 
 
 # --------------------------------------------------------------------------------------- small pieces

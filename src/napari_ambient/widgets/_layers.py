@@ -25,6 +25,7 @@ from napari_ambient.volumes.units import MICROMETERS, SECONDS, unit_name
 from napari_ambient.volumes.volume import canonical, check_axes
 
 if TYPE_CHECKING:
+    from napari import Viewer
     from napari.utils.transforms import Affine
 
 METADATA = "napari_ambient"
@@ -40,6 +41,41 @@ _WORDS = {
 
 class LayerError(ValueError):
     """A layer cannot be used as it is; the message says what to do."""
+
+
+# ------------------------------------------------------------------------------------------- which layer
+
+
+def is_measurement(layer: Layer) -> bool:
+    """Whether a layer may be what a microscope measured: an image that was not restored, drawn or previewed here.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any layer.
+    """
+    own = layer.metadata.get(METADATA)
+    own = own if isinstance(own, Mapping) else {}
+    made = any(record.get("action") in ("restore", "sample") for record in own.get("history", ()))
+    return isinstance(layer, Image) and not made and not own.get("preview")
+
+
+def layer_to_start_with(viewer: Viewer) -> Image | None:
+    """Give the measurement that a form is about when it opens: the selected one, else the newest.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Whose layers.
+
+    Returns
+    -------
+    Image or None
+        None where there is none but previews and results.
+    """
+    candidates = [layer for layer in list(viewer.layers)[::-1] if is_measurement(layer)]
+    active = viewer.layers.selection.active
+    return next((layer for layer in candidates if layer is active), candidates[0] if candidates else None)
 
 
 # ------------------------------------------------------------------------------------------- axes
@@ -367,6 +403,23 @@ def layer_arguments(
             like.axis_labels[i] if i is not None else order[at].lower() for at, i in enumerate(place)
         ]
     return data, arguments
+
+
+def contrast_of(values: NDArray[Any]) -> tuple[float, float]:
+    """Give contrast limits for values in memory: percentiles 0.5 and 99.8, so that single bright voxels do not count.
+
+    Parameters
+    ----------
+    values : ndarray
+        Of a layer; at least one of them finite.
+
+    Returns
+    -------
+    (float, float)
+        Low and high, never equal.
+    """
+    low, high = (float(v) for v in np.nanpercentile(values, (0.5, 99.8)))
+    return low, high if high > low else low + 1.0
 
 
 def _unit(volume: Volume, axis: str) -> str:

@@ -29,6 +29,7 @@ from napari_ambient.widgets._run import Message
 if TYPE_CHECKING:
     from napari_ambient.noise import NoiseModel
 
+BY_HAND = "Give the camera's gain and zero instead, from its data sheet or from other images of it:"
 NOT_YET = "Estimated from the images when the training starts, or now:"
 FORMS: dict[Form, str] = {"auto": "automatic", "thinning": "thinning (photon counts)", "gaussian": "Gaussian"}
 
@@ -71,6 +72,7 @@ class NoisePanel(QWidget):
         self.message = Message()
         self._models: list[NoiseModel] = []
         self._given = False
+        self._asked = 0
         self._lay_out()
         self.channel.currentIndexChanged.connect(self._show)
         self.form.currentIndexChanged.connect(self._form_changed)
@@ -121,11 +123,28 @@ class NoisePanel(QWidget):
 
     def clear(self) -> None:
         """Forget the noise: other images are chosen."""
-        self._models, self._given = [], False
+        self._models, self._given, self._asked = [], False, 0
         self.found.hide()
         self.words.setText(NOT_YET)
         self.message.say("")
         self.form.setItemText(0, FORMS["auto"])
+
+    def ask(self, channels: int) -> None:
+        """Ask the user for the noise, which the images do not tell.
+
+        Parameters
+        ----------
+        channels : int
+            Of the images; all get the same noise.
+        """
+        self.clear()
+        self._asked = channels
+        self.words.setText(BY_HAND)
+        for field in (self.gain, self.zero, self.offset):
+            field.setText("")
+        self.channel.hide()
+        self.plot.hide()
+        self.found.show()
 
     def set_models(self, models: tuple[NoiseModel, ...]) -> None:
         """Show what was fitted.
@@ -143,6 +162,7 @@ class NoisePanel(QWidget):
         self.channel.setVisible(len(models) > 1)
         self.message.say("")
         self.found.show()
+        self.plot.show()
         self._show()
         self.changed.emit()
 
@@ -151,8 +171,12 @@ class NoisePanel(QWidget):
             return
         model = self._models[max(self.channel.currentIndex(), 0)]
         light = "" if model.offset is not None else " (read noise counts as light while the offset is unknown)"
-        self.words.setText(f"{model.photons:.3g} photo-electrons per voxel")
-        self.words.setToolTip(f"{model.photons:.4g} photo-electrons per voxel on average{light}")
+        if np.isfinite(model.photons):
+            self.words.setText(f"{model.photons:.3g} photo-electrons per voxel")
+            self.words.setToolTip(f"{model.photons:.4g} photo-electrons per voxel on average{light}")
+        else:
+            self.words.setText("The noise is as you gave it.")
+            self.words.setToolTip("")
         self.plot.show_noise(model)
         for field, value in ((self.gain, model.gain), (self.zero, model.zero), (self.offset, model.offset)):
             field.setText("" if value is None else f"{float(np.median(value)):.4g}")
@@ -164,7 +188,12 @@ class NoisePanel(QWidget):
 
     def _edited(self) -> None:
         fields = (self.gain, self.zero, self.offset)
-        if not self._models or not any(field.isModified() for field in fields):
+        if not any(field.isModified() for field in fields):
+            return
+        if self._asked and not self._models:
+            self._take_what_was_given()
+            return
+        if not self._models:
             return
         for field in fields:
             field.setModified(False)
@@ -177,6 +206,24 @@ class NoisePanel(QWidget):
             return
         self._models[index], self._given = model, True
         self.message.say("As you set it; Estimate noise fits it anew.")
+        self._show()
+        self.changed.emit()
+
+    def _take_what_was_given(self) -> None:
+        """Make the noise of gain and zero, once both are there."""
+        from napari_ambient.noise import NoiseModel
+
+        if not (self.gain.text().strip() and self.zero.text().strip()):
+            return
+        gain, zero = float(self.gain.text()), float(self.zero.text())
+        offset = float(self.offset.text()) if self.offset.text().strip() else None
+        try:
+            model = NoiseModel(gain, -gain * zero).with_line(gain, zero, offset)
+        except ValueError as error:
+            self.message.warn(str(error))
+            return
+        self._models, self._given = [model] * self._asked, True
+        self.message.say("")
         self._show()
         self.changed.emit()
 

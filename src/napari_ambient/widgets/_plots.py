@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
+from napari_ambient.widgets._theme import is_dark
+
 if TYPE_CHECKING:
     from napari_ambient.noise import NoiseModel
     from napari_ambient.widgets._training_job import Point
@@ -43,7 +45,7 @@ class _Plot(QWidget):
         # Not a PlotWidget, whose context menus are windows of their own and outlive it.
         self.plot = pyqtgraph.GraphicsLayoutWidget()
         self.plot.setFixedHeight(height)
-        self.plot.ci.layout.setContentsMargins(0, 4, 4, 0)
+        self.plot.ci.layout.setContentsMargins(0, 4, 4, 4)
         self.view = pyqtgraph.ViewBox(enableMenu=False, enableMouse=False)
         self.axes = {side: pyqtgraph.AxisItem(side) for side in ("left", "bottom")}
         self.plot.addItem(self.axes["left"], 0, 0)
@@ -67,7 +69,7 @@ class _Plot(QWidget):
             "dark", "light" or one of the user's.
         """
         theme = get_theme(name)
-        self.dark = theme.background.as_hsl_tuple()[2] < 0.5
+        self.dark = is_dark(name)
         self.plot.setBackground(theme.background.as_hex())
         text = theme.text.as_hex()
         for axis in self.axes.values():
@@ -87,7 +89,7 @@ class LossPlot(_Plot):
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(140, parent)
+        super().__init__(146, parent)
         self.axes["left"].setStyle(showValues=False)
         self.axes["left"].setLabel("loss")
         self.axes["bottom"].setLabel("step")
@@ -187,7 +189,7 @@ class TransferPlot(_Plot):
     """The photon-transfer plot: variance against mean, the measured points and the line."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(150, parent)
+        super().__init__(154, parent)
         self.axes["bottom"].setLabel("mean (counts)")
         self.axes["left"].setLabel("variance (counts²)")
         self.plot.setToolTip(

@@ -12,7 +12,7 @@ import numpy as np
 from napari.layers import Image, Shapes
 
 from napari_ambient.volumes.volume import canonical
-from napari_ambient.widgets._layers import METADATA, layer_arguments, rectangle
+from napari_ambient.widgets._layers import METADATA, contrast_of, layer_arguments, rectangle
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -24,26 +24,6 @@ SIDE, SIDE_3D, PLANES = 192, 128, 16
 """Voxels along Y and X of one plane or of each of several, and the number of planes: small, so that it is quick."""
 LARGEST = 512
 """Voxels along Y and X of a drawn part, at most."""
-
-
-def layer_to_start_with(viewer: Viewer) -> Image | None:
-    """Give the image that a form is about when it opens: the selected one, else the newest; never a preview.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-        Whose layers.
-
-    Returns
-    -------
-    Image or None
-    """
-    active = viewer.layers.selection.active
-    newest_first = list(viewer.layers)[::-1]
-    for layer in [active, *newest_first]:
-        if isinstance(layer, Image) and not layer.metadata.get(METADATA, {}).get("preview"):
-            return layer
-    return None
 
 
 def preview_part(
@@ -152,7 +132,8 @@ class PreviewLayer:
         values = np.asarray(data)
         if self._layer is None:
             arguments["metadata"][METADATA]["preview"] = True
-            arguments["contrast_limits"] = self._limits = _limits(values)
+            # the source's limits are those of its noise, and would leave it dull
+            arguments["contrast_limits"] = self._limits = contrast_of(values)
             active = self._viewer.layers.selection.active
             self._layer = self._viewer.add_image(values, **arguments)
             self._viewer.layers.selection.active = active  # what is seen changes, not what is being worked on
@@ -161,14 +142,8 @@ class PreviewLayer:
                 self._layer.translate = arguments["translate"]
             self._layer.data = values
             if tuple(self._layer.contrast_limits) == self._limits:  # not if the user has set other ones
-                self._layer.contrast_limits = _limits(values)
+                self._layer.contrast_limits = contrast_of(values)
                 self._limits = tuple(self._layer.contrast_limits)
         self._layer.metadata[METADATA] |= {"step": seen.step}
         self._part = dict(seen.part)
         return True
-
-
-def _limits(values: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Contrast of the restored part: without the noise, the source's limits would leave it dull."""
-    low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
-    return low, high if high > low else low + 1.0

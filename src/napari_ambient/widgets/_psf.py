@@ -35,7 +35,7 @@ from qtpy.QtWidgets import (
 from napari_ambient.measurement import Optics
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.units import MICROMETERS
-from napari_ambient.widgets._forms import LayerBox
+from napari_ambient.widgets._forms import LayerBox, make_narrow
 from napari_ambient.widgets._layers import known_axes, volume_from_layer
 from napari_ambient.widgets._run import Job, Message, run
 
@@ -398,12 +398,6 @@ class PsfPicture(QWidget):
                 painter.setPen(self.palette().color(self.foregroundRole()))
             left += box.width() + gap
         painter.end()
-
-
-def make_narrow(box: QComboBox) -> None:
-    """Let a box be narrower than its longest entry, so that the form fits beside the image."""
-    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    box.setMinimumContentsLength(6)
 
 
 def _image(plane: NDArray[Any]) -> QImage:

@@ -82,6 +82,8 @@ class Task:
         Keep the draws too.
     draws, steps, seed : int
         As for `restore`.
+    recalibrate : bool
+        Measure by held-out photons how wide the draws should be, and widen or narrow them accordingly.
     dtype : {"float32", "input"}
         Type of the result.
     device : str
@@ -101,6 +103,7 @@ class Task:
     draws: int = 8
     steps: int = 18
     seed: int = 0
+    recalibrate: bool = False
     dtype: Literal["float32", "input"] = "float32"
     device: str = "auto"
     memory: int = 2_000_000_000
@@ -159,6 +162,8 @@ class Made:
         Shape (draws, *shape of the mean).
     limits : mapping of str to (float, float)
         Contrast limits for "mean" and "error bar".
+    moved : bool
+        Whether light was moved or added, so that the contrast limits of the source say little.
     path : Path or None
         Where it lies on disk, if it does.
     notes : tuple of str
@@ -170,6 +175,7 @@ class Made:
     error_bar: Volume | None = None
     draws: da.Array | None = None
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    moved: bool = False
     path: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -264,6 +270,11 @@ def _restore(
     settings: dict[str, Any] = {"method": task.method, "dtype": task.dtype, "device": task.device}
     if task.method == "samples":
         settings |= {"draws": task.draws, "steps": task.steps, "seed": task.seed, "outputs": task.outputs}
+    notes: list[str] = []
+    if task.recalibrate and task.method == "samples":
+        factor, note = _spread(task, prior, item, models, watch)
+        settings["spread"] = factor
+        notes.append(note)
     settings |= {"noise": models, "operator": operator, "clipping": clipping, "watch": watch}
     if item.part:
         result = restore_part(item.volume, prior, item.part, **settings)
@@ -278,8 +289,25 @@ def _restore(
         path.parent.mkdir(parents=True, exist_ok=True)
         yield from _save(result, path, number, task.method)
         result = open_volume(path)
-    notes = (clipping.describe(),) if clipping.describe() else ()
-    yield _made(task, number, result, path, notes)
+    notes += [clipping.describe()] if clipping.describe() else []
+    yield _made(task, number, result, path, tuple(notes))
+
+
+def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | None, watch: _Watch) -> tuple[float, str]:
+    """Measure how wide the draws of an image should be, at the time point that is asked for; and say it."""
+    from napari_ambient.recalibration import measure_spread
+
+    checking = _Watch(watch.check, watch.report, " ".join(filter(None, ("checking the error bars", watch.name))))
+    found = measure_spread(
+        item.volume,
+        prior,
+        noise=None if models is None else models[0],
+        time=item.part.get("T", slice(0, 1)).start,
+        seed=task.seed,
+        device=task.device,
+        watch=checking,
+    )
+    return found.factor, f"error bars multiplied by {found.factor:.3f} ± {found.uncertainty:.3f} (held-out photons)"
 
 
 def _save(
@@ -310,17 +338,15 @@ def _made(task: Task, number: int, result: Volume, path: Path | None, notes: tup
     from napari_ambient.restoration import take_draws, take_output
 
     mean = _mean(result, task.method)
-    limits = {}
+    limits = {"mean": _limits(mean, 0.001, 0.999)}
     error_bar = draws = None
-    if task.through != "nothing":  # light is moved or added: the source's limits say little
-        limits["mean"] = _limits(mean, 0.001, 0.999)
     if "std" in task.outputs and task.method == "samples":
         error_bar = take_output(result, "std")
         low, high = _limits(error_bar, 0.0, 0.995)
         limits["error bar"] = (min(0.0, low), high)
         if task.keep:
             draws = take_draws(result)
-    return Made(number, mean, error_bar, draws, limits, path, notes)
+    return Made(number, mean, error_bar, draws, limits, task.through != "nothing", path, notes)
 
 
 def _limits(volume: Volume, low: float, high: float) -> Limits:

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from napari.qt.threading import GeneratorWorker, create_worker
-from napari.settings import get_settings
 from napari.utils.notifications import notification_manager
-from napari.utils.theme import get_theme
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QObject, Qt, QThreadPool, QTimer, Signal
 from qtpy.QtWidgets import (
@@ -35,6 +33,8 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+
+from napari_ambient.widgets._theme import Meaning, signal_colour
 
 WAITING = 32
 """Yielded values that may wait for the Qt thread; a faster generator is slowed down, the window is not."""
@@ -98,9 +98,10 @@ class _Worker(GeneratorWorker):
         # Whatever the work held (images, networks) must not live as long as the window, which remembers its workers.
         self._task.make = self._job = None
         self._running = False
-        self.returned.emit(outcome)
-        self.finished.emit()
-        self._finished.emit(self)
+        if isalive(self.signals):  # not where the program has ended meanwhile
+            self.returned.emit(outcome)
+            self.finished.emit()
+            self._finished.emit(self)
 
     def _work(self) -> _Outcome:
         task, job = self._task, self._job
@@ -439,6 +440,9 @@ class RunBar(QWidget):
             self.idle()
 
 
+_MEANINGS: dict[str, Meaning] = {"warning": "warning", "error": "bad"}
+
+
 class Message(QLabel):
     """A word-wrapped line under a form.
 
@@ -454,6 +458,7 @@ class Message(QLabel):
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self._colour = ""
         self.say("")
 
     def say(self, text: str) -> None:
@@ -476,24 +481,23 @@ class Message(QLabel):
         notification_manager.receive_error(type(error), error, error.__traceback__)
 
     def _show(self, text: str, kind: Literal["", "warning", "error"]) -> None:
-        colour = ""
-        if kind:
-            theme = get_theme(get_settings().appearance.theme)
-            dark = theme.background.as_hsl_tuple()[2] < 0.5
-            colour = _COLOURS[kind, dark]
-        self.setStyleSheet(f"QLabel {{ color: {colour}; }}" if colour else "")
         self.setProperty("kind", kind)
+        self._recolour()
         self.setText(text)
         self.setVisible(bool(text))
 
+    def changeEvent(self, event: QEvent | None) -> None:
+        """Follow napari's theme."""
+        super().changeEvent(event)
+        if event is not None and event.type() == QEvent.Type.StyleChange:
+            self._recolour()
 
-# napari's own are made for icons: its red is unreadable as text on the dark theme, its yellow on the light one.
-_COLOURS = {
-    ("warning", True): "#f0c040",
-    ("warning", False): "#8a5a00",
-    ("error", True): "#ff8080",
-    ("error", False): "#b00020",
-}
+    def _recolour(self) -> None:
+        kind = self.property("kind")
+        colour = signal_colour(_MEANINGS[kind]) if kind else ""
+        if colour != self._colour:  # else its own style sheet would call it again
+            self._colour = colour
+            self.setStyleSheet(f"QLabel {{ color: {colour}; }}" if colour else "")
 
 
 def duration(seconds: float) -> str:

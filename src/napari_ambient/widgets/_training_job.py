@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from napari_ambient.unfinished import Training
     from napari_ambient.volumes import Volume
 
+START = "start.prior"
+"""Beside an unfinished training, the prior that it was begun with."""
 TELL_EVERY = 0.2
 """Seconds between two looks of the window at the losses."""
 KEEP_EVERY = 60.0
@@ -61,6 +63,8 @@ class Plan:
         Go on with this one; its own region, noise and configuration count.
     below_seconds : float, optional
         What the stage below the noise was estimated to take.
+    start : Prior, optional
+        Begin with this prior (fine-tuning).
     """
 
     volumes: tuple[Volume, ...]
@@ -73,6 +77,7 @@ class Plan:
     given_noise: bool = False
     resume: Training | None = None
     below_seconds: float | None = None
+    start: Prior | None = None
 
 
 @dataclass
@@ -228,6 +233,7 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
         plan.resume.check_unchanged(volumes)
         cut: Sequence[NoiseModel] | None = _noise_of(plan.resume, len(volumes))
         training = plan.resume
+        start = _start_of(training)
     else:
         if noise is None and len(volumes) == 1:
             yield Stage("Estimating the noise…")
@@ -239,6 +245,9 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
         else:
             cut = noise if region is None else [model.crop(*region) for model in noise]
         training = begin(plan.folder, plan.name, volumes, region=region, given_noise=plan.given_noise)
+        start = plan.start
+        if start is not None:  # to go on, it must be there too
+            start.save(training.entry / START)
     job.check()
     whole = volumes[0]
     parts = volumes if region is None else [crop(v, {"Y": region[0], "X": region[1]}) for v in volumes]
@@ -247,6 +256,7 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
         steps = iter_train(
             parts,
             cut,
+            start=start,
             config=config,
             device=plan.device,
             folder=training.bundle,
@@ -382,6 +392,14 @@ def _noise_of(training: Training, volumes: int) -> Sequence[NoiseModel] | None:
     from napari_ambient.prior import load_prior
 
     return None if volumes > 1 and not training.given_noise else load_prior(training.bundle).noise
+
+
+def _start_of(training: Training) -> Prior | None:
+    """Give the prior that a training was begun with; None where it was begun from scratch."""
+    from napari_ambient.prior import load_prior
+
+    path = training.entry / START
+    return load_prior(path) if path.is_dir() else None
 
 
 def _plain(models: Sequence[NoiseModel]) -> list[NoiseModel]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from napari.viewer import Viewer
+from qtpy.compat import isalive
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFileDialog,
-    QFormLayout,
     QHBoxLayout,
     QLineEdit,
     QPushButton,
@@ -37,12 +37,14 @@ from napari_ambient.measurement import Optics, check_optics, operator_for
 from napari_ambient.volumes import AxesError, Volume, open_volume
 from napari_ambient.volumes.volume import file_stem
 
-from ._column import scrolled_column
+from ._closing import AskFirst
+from ._column import group, labelled_rows, scroll_to, scrolled_column
 from ._file_table import FileTable, FileView, Row
-from ._forms import PriorBox, fold
+from ._forms import PriorBox, fold, make_narrow
 from ._layers import describe_axes, layer_arguments
 from ._run import Job, Message, RunBar, duration, run
 from ._settings import settings
+from ._theme import accent_style
 from .restore import ERROR_COLOURS
 
 if TYPE_CHECKING:
@@ -151,6 +153,8 @@ class BatchWidget(QWidget):
         self.bar = RunBar()
         self.message = Message()
         self._advanced()
+        for box in (self.format, self.method, self.noise, self.psf_is, self.microscope, self.dtype):
+            make_narrow(box)
         self._lay_out()
         self._job: Job | None = None
         self._finding: Job | None = None
@@ -159,6 +163,7 @@ class BatchWidget(QWidget):
         self._progress = _Progress()
         self._timer = QTimer(self, interval=150)
         self._connect()
+        self.set_theme()
         self._refresh()
 
     # ------------------------------------------------------------------------------------------ the form
@@ -191,8 +196,7 @@ class BatchWidget(QWidget):
 
     def _lay_out(self) -> None:
         buttons = _row(self.add_files, self.add_folder, self.take_out)
-        self.form = QFormLayout()
-        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.form = labelled_rows()
         self.form.addRow("Results in", _row(self.folder, self.browse))
         self.form.addRow("Format", self.format)
         self.form.addRow("Result", self.method)
@@ -200,8 +204,8 @@ class BatchWidget(QWidget):
         self.form.addRow("Noise", self.noise)
         self.form.addRow("", self.skip)
         advanced = QWidget()
-        more = QFormLayout(advanced)
-        more.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        more = labelled_rows(advanced)
+        more.setContentsMargins(8, 0, 0, 0)
         for label, field in (
             ("Axes", self.axes),
             ("Voxel size (µm)", self.voxel_size),
@@ -215,8 +219,8 @@ class BatchWidget(QWidget):
         ):
             more.addRow(label, field)
         blur = QWidget()
-        optics = QFormLayout(blur)
-        optics.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        optics = labelled_rows(blur)
+        optics.setContentsMargins(8, 0, 0, 0)
         optics.addRow("PSF", _row(self.psf, self.browse_psf))
         for label, field in (
             ("PSF is", self.psf_is),
@@ -227,7 +231,7 @@ class BatchWidget(QWidget):
         ):
             optics.addRow(label, field)
         column = scrolled_column(self)
-        column.addWidget(self.prior)
+        column.addWidget(group("Prior", self.prior)[0])
         column.addLayout(buttons)
         column.addWidget(self.pattern)
         column.addWidget(self.view, 1)
@@ -258,6 +262,15 @@ class BatchWidget(QWidget):
             field.editingFinished.connect(self._read_again)
         for signal in (self.table.rowsInserted, self.table.rowsRemoved, self.table.modelReset):
             signal.connect(self._refresh)
+        self.viewer.events.theme.connect(self.set_theme)  # napari holds methods weakly
+        self.closing = AskFirst(self, self._at_work, self._stop_work)
+
+    def set_theme(self, event: object = None) -> None:
+        """Take the colours of napari's theme."""
+        if not isalive(self):  # deleted with its window, while Python still knows it
+            self.viewer.events.theme.disconnect(self.set_theme)
+            return
+        self.start.setStyleSheet(accent_style(self.viewer.theme))
 
     def options(self) -> BatchOptions:
         """Read the form.
@@ -484,6 +497,7 @@ class BatchWidget(QWidget):
         self._job.ended.connect(self._ended)
         self.message.say("")
         self.bar.bind(self._job)
+        scroll_to(self.bar)
         self._timer.start()
         self._refresh()
         self._job.start()
@@ -534,6 +548,17 @@ class BatchWidget(QWidget):
             else:
                 self.message.say(text)
         self._refresh()
+
+    def _at_work(self) -> tuple[str, str] | None:
+        if self._job is None:
+            return None
+        count = len(self.table.rows)
+        what = "A file is" if count == 1 else f"{count} files are"
+        return f"{what} being restored.", "What is finished is kept; the same list can be started again."
+
+    def _stop_work(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
 
     # --------------------------------------------------------------------------------------- the results
 

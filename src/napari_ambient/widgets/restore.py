@@ -23,13 +23,10 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFileDialog,
-    QFormLayout,
-    QGroupBox,
     QHBoxLayout,
     QLineEdit,
     QPushButton,
     QRadioButton,
-    QScrollArea,
     QSizePolicy,
     QSpinBox,
     QVBoxLayout,
@@ -38,7 +35,9 @@ from qtpy.QtWidgets import (
 
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.volume import file_stem
-from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold
+from napari_ambient.widgets._closing import AskFirst
+from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
+from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold, make_narrow
 from napari_ambient.widgets._layers import (
     METADATA,
     LayerError,
@@ -48,10 +47,11 @@ from napari_ambient.widgets._layers import (
     rectangle,
     volume_from_layer,
 )
-from napari_ambient.widgets._psf import PsfForm, make_narrow
+from napari_ambient.widgets._psf import PsfForm
 from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Task, look_job, restore_job
 from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
 from napari_ambient.widgets._settings import settings
+from napari_ambient.widgets._theme import accent_style
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -64,7 +64,13 @@ NEEDS_BELOW = (
     "This prior knows nothing below the noise of its data, so it gives no error bars and undoes no blur: train it on "
     "with “Error bars too”."
 )
+RECALIBRATE = (
+    "Measures on this image how wide the error bars should be, by photons that the draws do not see, and corrects "
+    "them; takes about as long as the draws of one image"
+)
 ERROR_COLOURS = "inferno"
+TOO_WIDE = 2.0
+"""Contrast limits of the source, in those of the result, from which the result takes its own."""
 
 
 class RestoreWidget(QWidget):
@@ -133,6 +139,8 @@ class RestoreWidget(QWidget):
         self.draws = _count_box(8, 2, 256, "Images to draw; the time grows with them")
         self.keep = QCheckBox("keep them")
         self.keep.setToolTip("A layer with all draws, to flick through with a slider")
+        self.recalibrate = QCheckBox("check error bars by held-out photons")
+        self.recalibrate.setToolTip(RECALIBRATE)
         self.below = Message()
         self.where = QComboBox()
         for text, value in (
@@ -164,7 +172,7 @@ class RestoreWidget(QWidget):
         self._timer.setInterval(WAIT)
 
     def _lay_out(self) -> None:
-        self.rows = _rows()
+        self.rows = labelled_rows()
         result = QHBoxLayout()
         result.addWidget(self.mean)
         result.addWidget(self.error_bars)
@@ -182,6 +190,7 @@ class RestoreWidget(QWidget):
         self.rows.addRow(self.psf)
         self.rows.addRow("Result", result)
         self.rows.addRow("Draws", self.drawing)
+        self.rows.addRow("", self.recalibrate)
         self.rows.addRow(self.below)
         self.rows.addRow("Where", self.where)
         self.rows.addRow("Region", self.region)
@@ -194,39 +203,26 @@ class RestoreWidget(QWidget):
         target.addWidget(self.disk)
         target.addLayout(file)
         advanced = QWidget()
-        more = _rows(advanced)
+        more = labelled_rows(advanced)
         more.setContentsMargins(8, 0, 0, 0)
         for title, field in (("Steps", self.steps), ("Seed", self.seed), ("Type", self.dtype)):
             more.addRow(title, field)
-        how = _group("Restore")
-        inside = how.layout()
-        assert isinstance(inside, QVBoxLayout)
+        how, inside = group("Restore")
         inside.addLayout(self.rows)
         inside.addWidget(fold("Advanced", advanced))
-        content = QWidget()
-        column = QVBoxLayout(content)
-        column.setContentsMargins(6, 6, 6, 6)
         self.channels = QWidget()
-        channels = _rows(self.channels)
+        channels = labelled_rows(self.channels)
         channels.setContentsMargins(0, 0, 0, 0)
         channels.addRow("Its channel", self.channel)
-        column.addWidget(_group("Prior", self.prior, self.channels))
-        column.addWidget(_group("Image", self.source, self.others, self.fit, self.refit))
+        column = scrolled_column(self)
+        column.addWidget(group("Prior", self.prior, self.channels)[0])
+        column.addWidget(group("Image", self.source, self.others, self.fit, self.refit)[0])
         column.addWidget(how)
         column.addWidget(self.target)
         column.addWidget(self.button)
         column.addWidget(self.bar)
         column.addWidget(self.message)
         column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(content)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
-        self.setMinimumWidth(330)
 
     def _connect(self) -> None:
         self.prior.changed.connect(self._pair_changed)
@@ -254,15 +250,12 @@ class RestoreWidget(QWidget):
                 b.disconnect(two),
             )
         )
+        self.closing = AskFirst(self, self._at_work, self.cancel)
 
     def set_theme(self, event: object = None) -> None:
         """Take the colours of napari's theme."""
-        from napari.utils.theme import get_theme
-
         if isalive(self):
-            accent = get_theme(self.viewer.theme).current.as_hex()
-            self.button.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; }}")
-            self._refresh()  # sentences are said again, in colours that can be read
+            self.button.setStyleSheet(accent_style(self.viewer.theme))
 
     @property
     def running(self) -> bool:
@@ -273,6 +266,8 @@ class RestoreWidget(QWidget):
 
     def _source_changed(self) -> None:
         volumes = self._volumes()
+        if not self.running:
+            self.message.say("")
         self.psf.set_volume(volumes[0] if volumes else None)
         self.output.setModified(False)
         self._pair_changed()
@@ -361,6 +356,8 @@ class RestoreWidget(QWidget):
         self.psf.set_wanted(task == "psf")
         visible(self.holes, task == "holes")
         visible(self.drawing, drawn)
+        visible(self.recalibrate, self.error_bars.isChecked() and task == "nothing")
+        self._show_recalibrate()
         visible(self.region, where in ("region", "region slice"))
         self.keep.setVisible(self.error_bars.isChecked())
         self.steps.setEnabled(drawn)
@@ -371,10 +368,30 @@ class RestoreWidget(QWidget):
         ready = prior is not None and self.source.ready and not self.running
         self.button.setEnabled(ready and (task != "psf" or self.psf.psf is not None))
         whole = where in ("whole", "region")
+        missing = [
+            word for word, there in (("a prior", prior is not None), ("an image", self.source.ready)) if not there
+        ]
+        self.button.setToolTip(f"First choose {' and '.join(missing)}" if missing else "")
         self.button.setText("Restoring…" if self.running else "Restore" if whole else "Preview")
         fixed = (self.prior, self.channels, self.source, self.refit, self.others, self.task, self.psf, self.holes)
         for part in (*fixed, self.where, self.region, self.mean, self.drawing):
             part.setEnabled(not self.running)
+
+    def _show_recalibrate(self) -> None:
+        """Grey the check out, with the reason, where photons cannot be held out."""
+        prior, volumes = self.prior.prior, self._volumes()
+        reason = ""
+        if prior is not None and prior.record.form != "thinning":
+            reason = "Photons cannot be held out from images whose noise is not that of counted light"
+        elif volumes and volumes[0].sizes.get("C", 1) > 1:
+            reason = "One channel at a time: split the channels first (right click on the layer)"
+        self.recalibrate.setEnabled(not reason and not self.running)
+        self.recalibrate.setToolTip(reason or RECALIBRATE)
+
+    @property
+    def _recalibrates(self) -> bool:
+        asked = self.recalibrate.isEnabled() and self.recalibrate.isChecked() and self.error_bars.isChecked()
+        return bool(asked and self.task.currentData() == "nothing")
 
     def _show_others(self) -> None:
         others = self._other_layers()
@@ -476,6 +493,7 @@ class RestoreWidget(QWidget):
             draws=self.draws.value(),
             steps=self.steps.value(),
             seed=self.seed.value(),
+            recalibrate=self._recalibrates,
             dtype=self.dtype.currentData(),
             device=chosen.device,
             memory=chosen.memory_mb * 10**6,
@@ -549,6 +567,7 @@ class RestoreWidget(QWidget):
         job.cancelled.connect(lambda: self.message.say("Cancelled; nothing was kept of what was not finished."))
         job.ended.connect(self._ended)
         self.bar.bind(job)
+        scroll_to(self.bar)
         self._refresh()
         job.start()
 
@@ -557,6 +576,13 @@ class RestoreWidget(QWidget):
         if self._job is not None:
             self._job.cancel()
             self._drop_growing()
+
+    def _at_work(self) -> tuple[str, str] | None:
+        if not self.running:
+            return None
+        names = [item.volume.name for item in self._items]
+        what = f"{names[0]} is" if len(names) == 1 else f"{len(names)} images are"
+        return f"{what} being restored.", "Nothing is kept of an image that is not finished."
 
     def _show_progress(self, number: int, done: int, total: int, text: str) -> None:
         if self.running and number == self._progress.number:
@@ -604,8 +630,11 @@ class RestoreWidget(QWidget):
 
     def _mean_arguments(self, made: Made, what: str) -> tuple[Any, dict[str, Any]]:
         data, arguments = self._arguments(made.number, made.mean, what)
-        if "mean" in made.limits:
-            arguments["contrast_limits"] = made.limits["mean"]
+        low, high = made.limits["mean"]
+        seen = arguments.get("contrast_limits", (low, high))
+        # the source's limits, so that the two can be compared; but not where bright noise made them too wide
+        if made.moved or seen[1] - seen[0] > TOO_WIDE * (high - low) or self._sources[made.number][0] is None:
+            arguments["contrast_limits"] = low, high
         return data, arguments
 
     def _arguments(self, number: int, volume: Volume, what: str) -> tuple[Any, dict[str, Any]]:
@@ -673,20 +702,6 @@ def _with_draws(
             block[1:, 1:] = matrix
             changes[name] = block
     return data, {**arguments, **changes}
-
-
-def _group(title: str, *parts: QWidget) -> QGroupBox:
-    group = QGroupBox(title)
-    column = QVBoxLayout(group)
-    for part in parts:
-        column.addWidget(part)
-    return group
-
-
-def _rows(parent: QWidget | None = None) -> QFormLayout:
-    rows = QFormLayout() if parent is None else QFormLayout(parent)
-    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return rows
 
 
 def _count_box(value: int, low: int, high: int, tip: str) -> QSpinBox:

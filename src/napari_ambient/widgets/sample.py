@@ -22,14 +22,13 @@ from napari.experimental import link_layers
 from napari.layers import Image, Layer
 from napari.viewer import Viewer
 from numpy.typing import NDArray
+from qtpy.compat import isalive
 from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QPixmap, QResizeEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QDialog,
     QFileDialog,
-    QFormLayout,
-    QGroupBox,
     QLabel,
     QPushButton,
     QScrollArea,
@@ -41,11 +40,13 @@ from qtpy.QtWidgets import (
 from napari_ambient import __version__
 from napari_ambient.sample_sheet import Block, Shown, cell_shape, contrast, lay_out, training_crops
 from napari_ambient.volumes import Volume
-from napari_ambient.widgets._column import scrolled_column
+from napari_ambient.widgets._closing import AskFirst
+from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
 from napari_ambient.widgets._forms import PriorBox, SourceForm, fold
 from napari_ambient.widgets._layers import METADATA, layer_arguments
 from napari_ambient.widgets._run import Job, Message, RunBar, run
 from napari_ambient.widgets._settings import settings
+from napari_ambient.widgets._theme import Meaning, accent_style, signal_colour
 from napari_ambient.widgets.batch import NEEDS_BELOW
 
 if TYPE_CHECKING:
@@ -55,12 +56,18 @@ if TYPE_CHECKING:
 TITLE_COLOUR = "#4a9fe0"
 """Read on the dark and on the light canvas."""
 
-VERDICTS = {
-    "healthy": ("✔ healthy", "#2f9e62"),
-    "suspicious": ("⚠ suspicious", "#c98a00"),
-    "memorised": ("✖ memorised", "#e0564f"),
-    "undecided": ("? undecided", "#8a8f98"),
+VERDICTS: dict[str, tuple[str, Meaning]] = {
+    "healthy": ("✔ healthy", "good"),
+    "suspicious": ("⚠ suspicious", "warning"),
+    "memorised": ("✖ memorised", "bad"),
+    "undecided": ("? undecided", "neutral"),
 }
+DRAWING, CHECKING = "drawing new images", "checking for memorisation"
+DRAW = "Images that the prior makes up, beside crops of the training data"
+AUDIT = (
+    "Are the new images copies of training patches? Every position, turn and flip of the training data is searched; "
+    "takes a few minutes"
+)
 Side = Literal["sample", "crop"]
 
 
@@ -141,15 +148,12 @@ class SampleWidget(QWidget):
         self.held_out = SourceForm(viewer)
         self.draw = QPushButton("Draw new images")
         self.audit = QPushButton("Check for memorisation")
-        self.audit.setToolTip(
-            "Are the new images copies of training patches? Every position, turn and flip of the training data is "
-            "searched; takes a few minutes"
-        )
         self.bar = RunBar()
         self.message = Message()
         self.verdict = VerdictPanel()
         self._sheet: _Sheet | None = None
         self._job: Job | None = None
+        self._title = ""
         self._watched = _Watched()
         self._timer = QTimer(self, interval=150)
         self._timer.timeout.connect(self._show_progress)
@@ -159,22 +163,24 @@ class SampleWidget(QWidget):
         self.prior.changed.connect(self._refresh)
         self.training.changed.connect(self._refresh)
         self.shown.currentIndexChanged.connect(self._refresh)
+        viewer.events.theme.connect(self.set_theme)  # napari holds methods weakly
+        self.closing = AskFirst(self, self._at_work, self._stop_work)
+        self.set_theme()
         self._refresh()
 
     def _lay_out(self) -> None:
-        self.form = QFormLayout()
-        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.form = labelled_rows()
         self.form.addRow("Number", self.count)
         self.form.addRow("Size (pixels)", self.size)
         self.form.addRow("Planes", self.depth)
         self.form.addRow("Seed", self.seed)
         self.form.addRow("Channel", self.channel)
         self.form.addRow("Training crops", self.shown)
-        training = QGroupBox("Training data")
+        training, _ = group("Training data", self.training)
         training.setToolTip("What the prior was trained on: crops are cut from it, and the check searches it")
-        QVBoxLayout(training).addWidget(self.training)
         advanced = QWidget()
-        more = QFormLayout(advanced)
+        more = labelled_rows(advanced)
+        more.setContentsMargins(8, 0, 0, 0)
         more.addRow("Calls per image", self.steps)
         unseen = QWidget()
         inside = QVBoxLayout(unseen)
@@ -188,7 +194,7 @@ class SampleWidget(QWidget):
         inside.addWidget(self.use_held_out)
         inside.addWidget(self.held_out)
         column = scrolled_column(self)
-        column.addWidget(self.prior)
+        column.addWidget(group("Prior", self.prior)[0])
         column.addLayout(self.form)
         column.addWidget(training)
         column.addWidget(fold("Advanced", advanced))
@@ -199,6 +205,14 @@ class SampleWidget(QWidget):
         column.addWidget(self.message)
         column.addWidget(self.verdict)
         column.addStretch(1)
+
+    def set_theme(self, event: object = None) -> None:
+        """Take the colours of napari's theme."""
+        if not isalive(self):  # deleted with its window, while Python still knows it
+            self.viewer.events.theme.disconnect(self.set_theme)
+            return
+        self.draw.setStyleSheet(accent_style(self.viewer.theme))
+        self.verdict.recolour()
 
     def options(self) -> SampleOptions:
         """Read the form."""
@@ -223,11 +237,11 @@ class SampleWidget(QWidget):
         else:
             self.form.setRowVisible(self.depth, False)
         self.form.setRowVisible(self.channel, self.channel.maximum() > 0)
-        self.held_out.setEnabled(bool(self.use_held_out.currentData()))
+        self.held_out.setVisible(bool(self.use_held_out.currentData()))
         self.draw.setEnabled(ready)
         self.audit.setEnabled(ready)
-        for button in (self.draw, self.audit):
-            button.setToolTip(button.toolTip() if prior is not None else "First choose a prior")
+        for button, tip in ((self.draw, DRAW), (self.audit, AUDIT)):
+            button.setToolTip(tip if prior is not None else "First choose a prior")
         if lacks:
             self.message.warn(NEEDS_BELOW)
         elif self.message.text().endswith(NEEDS_BELOW):
@@ -247,7 +261,7 @@ class SampleWidget(QWidget):
             except (ValueError, OSError) as error:
                 self.message.error(error)
                 return
-        self._start(_draw(prior, options, volumes, self._new_watch()), "drawing new images")
+        self._start(_draw(prior, options, volumes, self._new_watch()), DRAWING)
         assert self._job is not None
         self._job.yielded.connect(self._drawn)
         self._job.succeeded.connect(lambda _: self._say_what_is_shown(options, bool(volumes)))
@@ -290,11 +304,18 @@ class SampleWidget(QWidget):
         if not volumes:
             self.message.warn("Choose the training data first: the layer or the files that the prior was trained on.")
             return
+        if unseen is not None and self._same_data():
+            self.message.warn("Held-out data must be other images than the training data; choose others, or none.")
+            return
         self.verdict.clear()
-        self._start(_audit(prior, options, volumes, unseen, self._new_watch()), "checking for memorisation")
+        self._start(_audit(prior, options, volumes, unseen, self._new_watch()), CHECKING)
         assert self._job is not None
         self._job.succeeded.connect(self._judged)
         self._job.start()
+
+    def _same_data(self) -> bool:
+        seen, unseen = ((form.layer, form.files) for form in (self.training, self.held_out))
+        return seen == unseen
 
     def _judged(self, told: tuple[Audit, bytes]) -> None:
         self.verdict.show_audit(*told)
@@ -311,9 +332,22 @@ class SampleWidget(QWidget):
         self._job.failed.connect(self.message.error)
         self._job.cancelled.connect(lambda: self.message.say("Cancelled."))
         self._job.ended.connect(self._ended)
+        self._title = title
         self.bar.bind(self._job)
+        scroll_to(self.bar)
         self._timer.start()
         self._refresh()
+
+    def _at_work(self) -> tuple[str, str] | None:
+        if self._job is None:
+            return None
+        doing = {DRAWING: "New images are being drawn.", CHECKING: "The prior is being checked for memorisation."}
+        kept = {DRAWING: "The images that are there stay.", CHECKING: "Nothing is kept of it."}
+        return doing[self._title], kept[self._title]
+
+    def _stop_work(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
 
     def _show_progress(self) -> None:
         stage, done, total = self._watched.read()
@@ -338,6 +372,7 @@ class VerdictPanel(QWidget):
         self.picture = _Picture()
         self.enlarge = QPushButton("Show the closest pairs…")
         self._png = b""
+        self._meaning: Meaning = "neutral"
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         for part in (self.title, self.sentence, self.enlarge, self.picture):
@@ -360,9 +395,9 @@ class VerdictPanel(QWidget):
         png : bytes
             Its picture; empty if there are no pairs.
         """
-        words, colour = VERDICTS[audit.verdict]
+        words, self._meaning = VERDICTS[audit.verdict]
         self.title.setText(words)
-        self.title.setStyleSheet(f"QLabel {{ color: {colour}; font-size: 13pt; font-weight: bold; }}")
+        self.recolour()
         self.sentence.setText("\n".join([audit.sentence, *(f"Note: {note}" for note in audit.notes)]))
         self._png = png
         pixmap = QPixmap()
@@ -372,6 +407,11 @@ class VerdictPanel(QWidget):
         for part in (self.picture, self.enlarge):
             part.setVisible(bool(png))
         self.setVisible(True)
+
+    def recolour(self) -> None:
+        """Take the colours of napari's theme."""
+        colour = signal_colour(self._meaning)
+        self.title.setStyleSheet(f"QLabel {{ color: {colour}; font-size: 13pt; font-weight: bold; }}")
 
     def open_picture(self) -> QDialog:
         """Show the picture at its full size, with a button to save it."""

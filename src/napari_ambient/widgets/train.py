@@ -9,30 +9,26 @@ cache folder, and is offered again when its images are, also after a crash.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from napari.utils.theme import get_theme
 from napari.viewer import Viewer
 from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QCloseEvent
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFileDialog,
-    QFormLayout,
-    QGroupBox,
     QHBoxLayout,
     QLabel,
     QLineEdit,
-    QMessageBox,
+    QMainWindow,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QSpinBox,
     QVBoxLayout,
@@ -41,14 +37,18 @@ from qtpy.QtWidgets import (
 
 from napari_ambient.choices import Dims, PresetName, Size
 from napari_ambient.train_config import PRESETS, TrainConfig, TrainingError, preset
-from napari_ambient.widgets._forms import LayerBox, SourceForm, fold
+from napari_ambient.volumes.volume import file_stem
+from napari_ambient.widgets._closing import AskFirst
+from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
+from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold, make_narrow
 from napari_ambient.widgets._layers import rectangle
 from napari_ambient.widgets._noise_panel import NoisePanel
 from napari_ambient.widgets._plots import LossPlot
-from napari_ambient.widgets._preview import PreviewLayer, layer_to_start_with, preview_part
+from napari_ambient.widgets._preview import PreviewLayer, preview_part
 from napari_ambient.widgets._run import Job, Message, duration, run
 from napari_ambient.widgets._session import KnownPrior, priors_of
 from napari_ambient.widgets._settings import settings
+from napari_ambient.widgets._theme import accent_style
 from napari_ambient.widgets._training_job import (
     Controls,
     Fitted,
@@ -68,10 +68,11 @@ if TYPE_CHECKING:
     from napari_ambient.unfinished import Training
     from napari_ambient.volumes import Volume
 
-PLUGIN, RESTORE = "napari-ambient", "Restore"
+RESTORE = "Restore (Ambient restoration)"
 TRAININGS = "trainings"
 """Folder of the unfinished trainings, in the cache folder."""
 TIMING = "Timing a few steps on this machine…"
+LOSES_BELOW = "The prior to start from gives error bars; what comes of it will not, unless “Error bars too” is ticked."
 WAIT = 400
 """Milliseconds without a change of the form until the time is estimated."""
 DIMS: dict[Dims, str] = {
@@ -110,7 +111,6 @@ class TrainWidget(QWidget):
         self._known: KnownPrior | None = None
         self._times: dict[tuple[Any, ...], TrainingTime] = {}
         self._shown_source: tuple[Any, ...] = ()
-        self._dock: Any = None
         self._make_parts()
         self._lay_out()
         self._connect()
@@ -121,9 +121,6 @@ class TrainWidget(QWidget):
 
     def _make_parts(self) -> None:
         self.source = SourceForm(self.viewer)
-        start = layer_to_start_with(self.viewer)
-        if start is not None:
-            self.source.box.choose(start)
         self.region = LayerBox(self.viewer, "shapes", none="whole frame")
         self.region.setToolTip("Train on a part of the frames only: the rectangle around the shape drawn on this layer")
         self.noise = NoisePanel()
@@ -138,6 +135,7 @@ class TrainWidget(QWidget):
             "images"
         )
         self.time = Message()
+        self.keeps = Message()
         self.preview = LayerBox(self.viewer, "shapes", none="middle of the view")
         self.preview.setToolTip("The part that is restored every few seconds while the training runs")
         self.here = QPushButton("Here")
@@ -155,6 +153,19 @@ class TrainWidget(QWidget):
         self.steps = _count_box(0, 10**7, "of the preset", "Training steps")
         self.batch = _count_box(0, 4096, "of the preset", "Image crops per step; fewer need less memory")
         self.seed = _count_box(0, 2**31 - 1, "", "The same seed gives the same prior")
+        self.origin = PriorBox(self.viewer, none="nothing")
+        self.origin.setToolTip(
+            "Begin with what a prior has learned from similar images: it then takes far fewer steps (fine-tuning)"
+        )
+        self.low_rank = _count_box(
+            0,
+            64,
+            "all weights",
+            "What may change of the prior to start from: all weights, or only changes of this rank, which keep more of "
+            "it where there are few images; 8 is a good start",
+        )
+        for box in (self.preset, self.dims, self.size):
+            make_narrow(box)
         self.train = QPushButton("Train")
         self.train.setToolTip("Learn what the clean structures look like, from these images alone")
         self.stop = QPushButton("Stop")
@@ -175,13 +186,13 @@ class TrainWidget(QWidget):
         self._timer.setInterval(WAIT)
 
     def _lay_out(self) -> None:
-        images = _group("Noisy images", self.source)
-        rows = _rows()
+        images, inside = group("Noisy images", self.source)
+        rows = labelled_rows()
         rows.addRow("Train on", self.region)
-        images.layout().addLayout(rows)
-        noise = _group("Noise", self.noise)
-        how = _group("Training")
-        rows = _rows()
+        inside.addLayout(rows)
+        noise, _ = group("Noise", self.noise)
+        how, inside = group("Training")
+        rows = labelled_rows()
         choice = QHBoxLayout()
         choice.addWidget(self.preset, 1)
         choice.addWidget(self.error_bars)
@@ -190,13 +201,11 @@ class TrainWidget(QWidget):
         see.addWidget(self.preview, 1)
         see.addWidget(self.here)
         rows.addRow("Preview", see)
-        inside = how.layout()
-        assert inside is not None
         inside.addLayout(rows)
+        inside.addWidget(self.keeps)
         inside.addWidget(self.time)
         advanced = QWidget()
-        more = QFormLayout(advanced)
-        more.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.more = more = labelled_rows(advanced)
         more.setContentsMargins(8, 0, 0, 0)
         for title, field in (
             ("Name", self.name),
@@ -205,6 +214,8 @@ class TrainWidget(QWidget):
             ("Steps", self.steps),
             ("Batch", self.batch),
             ("Seed", self.seed),
+            ("Start from", self.origin),
+            ("Change", self.low_rank),
         ):
             more.addRow(title, field)
         inside.addWidget(fold("Advanced", advanced))
@@ -220,9 +231,7 @@ class TrainWidget(QWidget):
         under.addWidget(self.progress)
         under.addWidget(self.losses)
         self.running.hide()
-        content = QWidget()
-        column = QVBoxLayout(content)
-        column.setContentsMargins(6, 6, 6, 6)
+        column = scrolled_column(self)
         column.addWidget(images)
         column.addWidget(noise)
         column.addWidget(how)
@@ -231,15 +240,6 @@ class TrainWidget(QWidget):
         column.addWidget(self.restore)
         column.addWidget(self.running)
         column.addStretch(1)
-        self.scroll = scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(content)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
-        self.setMinimumWidth(330)
 
     def _connect(self) -> None:
         self.source.changed.connect(self._source_changed)
@@ -247,8 +247,9 @@ class TrainWidget(QWidget):
         self.noise.estimate.clicked.connect(self.estimate_noise)
         for box in (self.preset, self.dims, self.size, self.noise.form):
             box.currentIndexChanged.connect(self._form_changed)
-        for number in (self.steps, self.batch):
+        for number in (self.steps, self.batch, self.low_rank):
             number.valueChanged.connect(self._form_changed)
+        self.origin.changed.connect(self._form_changed)
         self.error_bars.toggled.connect(self._form_changed)
         self.here.clicked.connect(self.move_preview)
         self.train.clicked.connect(self.start)
@@ -258,6 +259,7 @@ class TrainWidget(QWidget):
         self.restore.clicked.connect(self.open_restore)
         self._timer.timeout.connect(self._estimate_time)
         self.viewer.events.theme.connect(self.set_theme)  # napari holds methods weakly
+        self.closing = AskFirst(self, self._at_work, self._stop_work)
 
     def set_theme(self, event: object = None) -> None:
         """Take the colours of napari's theme."""
@@ -267,9 +269,7 @@ class TrainWidget(QWidget):
         theme = self.viewer.theme
         self.losses.set_theme(theme)
         self.noise.set_theme(theme)
-        colours = get_theme(theme)
-        accent, text = colours.current.as_hex(), colours.text.as_hex()
-        self.train.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; color: {text}; }}")
+        self.train.setStyleSheet(accent_style(theme))
 
     @property
     def training(self) -> bool:
@@ -294,6 +294,8 @@ class TrainWidget(QWidget):
             changes["size"] = cast(Size, self.size.currentData())
         changes |= {name: box.value() for name, box in (("steps", self.steps), ("batch", self.batch)) if box.value()}
         changes["below"] = "auto" if self.error_bars.isChecked() else "none"
+        if self.origin.prior is not None:
+            changes["low_rank"] = self.low_rank.value()
         return preset(cast(PresetName, self.preset.currentData()), **changes)
 
     # ------------------------------------------------------------------------------------- what changed
@@ -322,7 +324,7 @@ class TrainWidget(QWidget):
 
     def _refresh(self) -> None:
         """Enable what can be pressed now."""
-        free = self.source.ready and not self.training
+        free = self.source.ready and not self.training and not self.origin.loading
         self.train.setEnabled(free)
         self.train.setText("Training…" if self.training else "Train")
         self.stop.setVisible(self.training)
@@ -336,12 +338,20 @@ class TrainWidget(QWidget):
         self.region.setEnabled(not self.training and self.source.layer is not None)
         for part in (self.source, self.preset, self.error_bars, self.dims, self.size, self.steps):
             part.setEnabled(not self.training)
-        for other in (self.batch, self.seed, self.name, self.noise.found):
+        for other in (self.batch, self.seed, self.name, self.noise.found, self.origin, self.low_rank):
             other.setEnabled(not self.training)
+        begins = self.origin.prior
+        self.more.setRowVisible(self.low_rank, begins is not None)
+        if begins is not None:
+            self.size.setEnabled(False)  # the network is that of the prior to start from
+        loses = begins is not None and begins.knows_below and not self.error_bars.isChecked()
+        self.keeps.say(LOSES_BELOW if loses else "")
 
     def _free_name(self) -> str:
         layer, files = self.source.layer, self.source.files
-        stem = layer.name if layer is not None else Path(files[0]).stem if files else "prior"
+        stem = layer.name if layer is not None else file_stem(Path(files[0]).name) if files else "prior"
+        # it will be the name of a folder
+        stem = re.sub(r"\s+", " ", re.sub(r"[^\w .+-]", "", stem)).strip(" .") or "prior"
         taken = {known.name for known in priors_of(self.viewer)}
         name, number = stem, 1
         while f"{name}.prior" in taken:
@@ -377,6 +387,9 @@ class TrainWidget(QWidget):
             self._say_time(self._times[key])
             return
         noise = self.noise.models[0] if self.noise.models else None
+        if self.origin.prior is not None:  # timed from scratch, with a network of the same size
+            size = cast(Size, self.origin.prior.record.config.get("size", config.size))
+            config = replace(config, low_rank=0, size=size)
         self.time.say(TIMING)
         budget = self._timing
 
@@ -434,10 +447,18 @@ class TrainWidget(QWidget):
             self._refresh()
 
         job.succeeded.connect(fitted)
-        job.failed.connect(self.message.error)
+        job.failed.connect(lambda error: self._not_fitted(error, volumes))
         job.ended.connect(ended)
         self._refresh()
         job.start()
+
+    def _not_fitted(self, error: Exception, volumes: Sequence[Volume]) -> None:
+        """Say why; where the images do not tell their noise, the user may."""
+        from napari_ambient.noise_planes import NoiseFitError
+
+        self.message.error(error)
+        if isinstance(error, NoiseFitError) and not self.noise.models:
+            self.noise.ask(volumes[0].sizes.get("C", 1))
 
     # ------------------------------------------------------------------------------------- training
 
@@ -462,6 +483,7 @@ class TrainWidget(QWidget):
                 self.noise.models,
                 self.noise.given,
                 below_seconds=None if estimate is None else estimate.below_seconds,
+                start=self.origin.prior,
             )
             self._run(plan)
         except (ValueError, OSError) as error:
@@ -502,7 +524,7 @@ class TrainWidget(QWidget):
         self.progress.show()
         self.losses.clear(plan.config.total)
         self.running.show()
-        QTimer.singleShot(50, self._show_running)
+        scroll_to(self.losses)
         if self.time.text().endswith("…"):
             self.time.say("")
         job = run(lambda job: train_job(job, plan, controls), self, title=f"training {plan.name}")
@@ -514,10 +536,6 @@ class TrainWidget(QWidget):
         job.ended.connect(self._ended)
         self._refresh()
         job.start()
-
-    def _show_running(self) -> None:
-        if isalive(self):
-            self.scroll.ensureWidgetVisible(self.losses)
 
     def _told(self, message: object) -> None:
         if isinstance(message, Told):
@@ -571,7 +589,7 @@ class TrainWidget(QWidget):
             )
 
     def _failed(self, error: Exception) -> None:
-        self.message.error(error)
+        self._not_fitted(error, self._plan.volumes)
 
     def _ended(self) -> None:
         self._job = None
@@ -655,69 +673,41 @@ class TrainWidget(QWidget):
         job.start()
 
     def open_restore(self) -> None:
-        """Open the Restore form, for the image that was trained on."""
-        _, widget = self.viewer.window.add_plugin_dock_widget(PLUGIN, RESTORE)
-        source = widget.findChild(SourceForm)
-        if source is not None and self.source.layer is not None:
-            source.box.choose(self.source.layer)
+        """Open the Restore form, or bring the one that is open to the front, for the image that was trained on."""
+        from napari_ambient.widgets.restore import RestoreWidget
+
+        window: Any = self.window()
+        while window is not None and not isinstance(window, QMainWindow):  # of a floating form
+            window = window.parentWidget()
+        opened = [] if window is None else window.findChildren(RestoreWidget)
+        free = [form for form in opened if not form.running]
+        form = free[0] if free else RestoreWidget(self.viewer)
+        if not free:
+            # as its menu names it, so that the menu hides and shows the same form
+            name = RESTORE if not opened else f"{RESTORE} {len(opened) + 1}"
+            self.viewer.window.add_dock_widget(form, name=name, tabify=True)
+        dock: Any = form.parentWidget()
+        dock.show()
+        dock.raise_()
+        if self.source.layer is not None:
+            form.source.box.choose(self.source.layer)
+        if self._known is not None and self._known in list(priors_of(self.viewer)):
+            form.prior.choose(self._known)
 
     # ------------------------------------------------------------------------------------- closing
 
-    def event(self, event: QEvent | None) -> bool:
-        """Follow the dock that napari puts the form into: its close button asks first."""
-        if event is not None and event.type() == QEvent.Type.ParentChange:
-            self._watch_dock()
-        return bool(super().event(event))
+    def _at_work(self) -> tuple[str, str] | None:
+        if self.training:
+            kept = "What was learned so far is kept: Resume goes on when the same image is chosen again."
+            return f"{self._plan.name} is being trained.", kept
+        if self._saving is not None:
+            return f"{self._saving.title[0].upper()}{self._saving.title[1:]}.", "The prior may not be saved then."
+        return None
 
-    def _watch_dock(self) -> None:
-        parent = self.parent()
-        while parent is not None and not hasattr(parent, "destroyOnClose"):
-            parent = parent.parent()
-        if parent is None or parent is self._dock:
-            return
-        self._dock = parent
-        close = parent.destroyOnClose
-
-        def ask_first() -> None:
-            if self.may_close():
-                close()
-
-        # napari takes the form out of its dock without a word to it; this method is what its button calls
-        parent.destroyOnClose = ask_first
-
-    def may_close(self) -> bool:
-        """Ask, if a training runs; and stop it, if it may be.
-
-        Returns
-        -------
-        bool
-            Whether the form may be closed.
-        """
-        if not self.training:
-            return True
-        box = QMessageBox(
-            QMessageBox.Icon.Question,
-            "Training",
-            f"{self._plan.name} is being trained. Stop and close?\n\nWhat was learned so far is kept: Resume goes on "
-            "when the same image is chosen again.",
-            parent=self,
-        )
-        stop = box.addButton("Stop and close", QMessageBox.ButtonRole.AcceptRole)
-        stay = box.addButton("Go on training", QMessageBox.ButtonRole.RejectRole)
-        box.setDefaultButton(stay)
-        box.exec()
-        if box.clickedButton() is not stop:
-            return False
-        if self._job is not None:
-            self._job.cancel()
-        return True
-
-    def closeEvent(self, event: QCloseEvent | None) -> None:
-        """Ask before closing while a training runs."""
-        if event is not None and not self.may_close():
-            event.ignore()
-            return
-        super().closeEvent(event)
+    def _stop_work(self) -> None:
+        for job in (self._job, self._saving):
+            if job is not None:
+                job.cancel()
 
 
 def _progress_words(told: Told) -> str:
@@ -727,20 +717,6 @@ def _progress_words(told: Told) -> str:
     if math.isfinite(told.left) and told.step < told.total:
         parts.append(f"{duration(told.left)} left{'' if told.whole else ' of the first stage'}")
     return " · ".join(parts)
-
-
-def _group(title: str, *parts: QWidget) -> QGroupBox:
-    group = QGroupBox(title)
-    column = QVBoxLayout(group)
-    for part in parts:
-        column.addWidget(part)
-    return group
-
-
-def _rows() -> QFormLayout:
-    rows = QFormLayout()
-    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return rows
 
 
 def _count_box(low: int, high: int, none: str, tip: str) -> QSpinBox:
