@@ -3,12 +3,12 @@
     python benchmarks/deconvolution.py [DATA] [--cases 2D 3D nucleus] [--steps 1500] [--draws 8] [--out FOLDER]
 
 `2D`, `3D`: a prior is trained on noisy but sharp fields (ambient, then below the noise); other fields are blurred,
-photons are counted, and each method restores them. Richardson-Lucy (Dey et al. 2006: with total variation) is stopped at
-the iteration, and Wiener's filter given the regularisation, that is *best against the truth*: they get more than they
-could know. Ours gets nothing. `nucleus` (DATA: the folder with `neubias/`): a nucleus in widefield, with the confocal
-stack of the same as reference and a prior learned from the widefield stack alone. PSNR with the truth's largest value
-as peak; FRC: the spatial frequency, in cycles per pixel, at which the Fourier ring correlation with the truth falls
-below 1/2.
+photons are counted, and each method restores them. Richardson-Lucy (Dey et al. 2006: with total variation) is stopped
+at the iteration, and Wiener's filter given the regularisation, that is *best against the truth*: they get more than
+they could know. Ours gets nothing. `nucleus` (DATA: the folder with `neubias/`): a nucleus in widefield, with the
+confocal stack of the same as reference and a prior learned from the widefield stack alone. PSNR with the truth's
+largest value as peak; FRC: the spatial frequency, in cycles per pixel, at which the Fourier ring correlation with the
+truth falls below 1/2.
 """
 
 from __future__ import annotations

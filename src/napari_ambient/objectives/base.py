@@ -199,16 +199,18 @@ class Objective(ABC):
         if state:
             raise ValueError(f"{self.name} keeps no state, the checkpoint has {sorted(state)}")
 
-    def answer(self, denoiser: Denoise, seen: Tensor, batch: Batch) -> Tensor:
-        """Ask the denoiser once about `seen` as a measurement; gives scaled intensity."""
+    def answer(self, denoiser: Denoise, seen: Tensor, batch: Batch, known: Tensor | None = None) -> Tensor:
+        """Ask the denoiser once about `seen` as a measurement, not `known` everywhere; gives scaled intensity."""
         form = self.recorruption
         sigma = torch.full((len(seen),), form.sigma_y, device=seen.device)
-        return denoiser(seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel)
+        return denoiser(
+            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=known
+        )
 
     def reconstruct(self, denoiser: Denoise, batch: Batch) -> Tensor:
         """Ask the denoiser once for the clean crops behind the measurements; gives scaled intensity."""
-        light, _ = batch.evidence()
-        return self.answer(denoiser, stabilise(light, 1.0), batch)
+        light, known = batch.evidence()
+        return self.answer(denoiser, stabilise(light, 1.0), batch, known)
 
 
 def operator_names(operator: Operator) -> set[str]:

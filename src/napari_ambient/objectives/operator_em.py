@@ -76,22 +76,27 @@ class OperatorEM(Objective):
     ) -> dict[str, Tensor]:
         """See `Objective.losses`."""
         light, known = batch.evidence()
-        if batch.progress < self.beginning:
-            with torch.no_grad():
-                first = self._first(average, batch, light, known)
-            rows = {"image": first, "seen": stabilise(light, 1.0), "channel": batch.channel}
+        fresh: Tensor | None = None
+        with torch.no_grad():
+            if batch.progress < self.beginning:
+                fresh = self._first(average, batch, light, known)
+            elif self._steps % self.refresh == 0:
+                fresh = self.draw(average, batch, light, generator)
+        if fresh is not None:
+            rows = {"image": fresh, "seen": stabilise(light, 1.0), "known": known, "channel": batch.channel}
             self.buffer.add(rows)
-        elif self._steps % self.refresh == 0:
-            with torch.no_grad():
-                rows = {"image": self.draw(average, batch, light, generator)}
-            self.buffer.add(rows | {"seen": stabilise(light, 1.0), "channel": batch.channel})
         self._steps += 1
         held = self.buffer.draw(len(batch.counts), generator)
         every = torch.ones_like(held["image"], dtype=torch.bool)
         loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
         sigma = torch.full((len(held["seen"]),), self.recorruption.sigma_y, device=light.device)
         answer = denoiser(
-            held["seen"], sigma, corruption=self.recorruption.corruption, measured=True, channel=held["channel"]
+            held["seen"],
+            sigma,
+            corruption=self.recorruption.corruption,
+            measured=True,
+            channel=held["channel"],
+            known=held["known"],
         )
         return {"denoise": loss, "mean": self.recorruption.agreement(answer, held["image"]).mean()}
 
@@ -99,12 +104,7 @@ class OperatorEM(Objective):
         """Guess the clean crops, scaled intensity: by the denoiser's own answers, where it was trained before."""
         if not self._started:
             return self.recorruption.scaled(first_guess(batch, light))
-        form = self.recorruption
-        sigma = torch.full((len(light),), form.sigma_y, device=light.device)
-        seen = stabilise(light, 1.0)
-        return average(
-            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=known
-        ).to(light.dtype)
+        return self.answer(average, stabilise(light, 1.0), batch, known).to(light.dtype)
 
     def draw(self, average: Denoise, batch: Batch, light: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the clean crops from their posterior; scaled intensity."""

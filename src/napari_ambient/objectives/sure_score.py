@@ -68,6 +68,6 @@ class SureScore(Objective):
         return (risk * batch.learn).sum() / batch.learn.sum().clamp_min(1), clean
 
     def _expected(self, denoiser: Denoise, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
-        light, _ = Batch(counts, batch.valid, batch.learn, batch.channel, views=batch.views).evidence()
-        clean = self.answer(denoiser, stabilise(light, 1.0), batch)
+        light, known = Batch(counts, batch.valid, batch.learn, batch.channel, views=batch.views).evidence()
+        clean = self.answer(denoiser, stabilise(light, 1.0), batch, known)
         return batch.expected(self.recorruption.photons(clean)), clean
