@@ -386,3 +386,12 @@ def test_real_cameras(name: str, axes: str, slope: float, tolerance: float, zero
     assert model.gain == pytest.approx(slope, rel=tolerance)
     # A tenth of a photo-electron, or half for the single image.
     assert model.zero == pytest.approx(zero, abs=0.5 * slope)
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_images_without_noise_are_named(frames: int) -> None:
+    """Copies of one frame, and an image that is smooth to the last digit."""
+    smooth = 100 + 50 * np.sin(np.linspace(0, 9, 96))[:, None] * np.ones(96)
+    stack = np.tile(smooth, (frames, 1, 1)).astype(np.float32)
+    with pytest.raises(NoiseFitError, match="no noise at all"):
+        fit_noise(stack, axes="TYX")

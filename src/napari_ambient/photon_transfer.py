@@ -334,8 +334,18 @@ def fit_line(points: Points, *, pinned: tuple[float, float, float] | None = None
     -------
     Line
         Its gain may come out negative: the caller judges.
+
+    Raises
+    ------
+    ValueError
+        If there is no noise at all.
     """
     mean, variance, error = points.mean, points.variance, points.error
+    if not (variance > 0).any():
+        raise ValueError(
+            "the images show no noise at all: every frame is the same, or smooth to the last digit; give raw images as "
+            "the camera recorded them, not copies, averages or simulations without noise"
+        )
     if pinned is not None:
         mean, variance, error = (np.append(a, b) for a, b in zip((mean, variance, error), pinned, strict=True))
     centre = float(np.average(mean, weights=1 / np.maximum(variance, 0.01 * variance.max())))
