@@ -63,7 +63,8 @@ class TrainConfig:
         Seed of everything random.
     below : {"none", "auto", "virtual_exposures", "em", "consistency"}
         Stage after the ambient one that teaches what lies below the measurement's own noise level: needed for draws,
-        error bars and new images. `auto`: virtual exposures for the thinning form, em for the Gaussian one.
+        error bars and new images. `auto`: virtual exposures for the thinning form, consistency for the
+        Gaussian one, as `benchmarks/below_sigma.py` found them best.
     below_steps : int
         Optimiser steps of that stage.
     low_rank : int

@@ -563,7 +563,7 @@ class _Training:
             raise TrainingError(f"below is {below!r}, which follows the ambient objective, not {objective}; use none")
         form = self.objective.recorruption
         if below == "auto":
-            below = "virtual_exposures" if isinstance(form, Thinning) else "em"
+            below = "virtual_exposures" if isinstance(form, Thinning) else "consistency"
         try:
             return below, BELOW[below](form)
         except ValueError as error:
