@@ -228,7 +228,8 @@ class _Training:
         arguments = choose_arguments(
             config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
         )
-        arguments = replace(arguments, extra=kind.extra)
+        shown = kind.shows_holes or "mask" in operator_names(operator)  # where the holes are
+        arguments = replace(arguments, extra=arguments.channels if shown else 0)
         if start is not None:
             _check_start(start, arguments, self.channels)
             arguments = start.denoiser.arguments

@@ -41,7 +41,7 @@ class AmbientMask(Ambient):
 
     name = "ambient_mask"
     through = ("mask",)
-    extra = 1
+    shows_holes = True
     planes_alone = True
 
     def __init__(self, recorruption: Recorruption, *, hidden: float = HIDDEN) -> None:

@@ -126,8 +126,8 @@ class Objective(ABC):
     """Whether the answer is expected photo-electrons in the photon form, whatever the noise's form."""
     through: ClassVar[tuple[str, ...]] = ("identity",)
     """Operators that it can learn through, by the names of `Operator.to_dict`; "any" stands for all."""
-    extra: ClassVar[int] = 0
-    """Further channels that the denoiser sees: 1 where it is shown which voxels were measured."""
+    shows_holes: ClassVar[bool] = False
+    """Whether the denoiser is shown which voxels were measured, also where the operator has no mask."""
     below_itself: ClassVar[bool] = False
     """Whether it teaches D below the measurement's own noise too, so that no stage after it is needed."""
     planes_alone: ClassVar[bool] = False
