@@ -6,10 +6,12 @@ the denoiser learns to denoise the draws at all levels (the M-step); a buffer of
 
 What A has removed comes from the prior alone, so it stays what the first prior made it: the training begins with
 smooth guesses (`first_guess.py`) in place of draws, or with the one-call answers of the prior that it starts from.
-One call of the denoiser at the measurement's level is taught the mean of the draws.
+One call of the denoiser at the measurement's level is taught the mean of the draws, or held at what that prior knew.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from napari_ambient.posterior import PoissonGaussian, Problem, SquareLink, sampl
 from napari_ambient.recorruption import DARKEST, Gaussian, Recorruption, blur, fill, stabilise
 from napari_ambient.samplers import seeded_noise
 
+from .anchor import Anchor
 from .base import Batch, Denoise, Objective, Setting
 from .buffer import Buffer
 from .em import level_denoiser
@@ -63,6 +66,7 @@ class OperatorEM(Objective):
         white_noise_alone(self.name, recorruption)
         self.stages, self.refresh, self.beginning = stages, refresh, beginning
         self.buffer = Buffer(capacity)
+        self.anchor = Anchor(recorruption)
         self._steps = 0
         self._started = False
 
@@ -89,16 +93,28 @@ class OperatorEM(Objective):
         held = self.buffer.draw(len(batch.counts), generator)
         every = torch.ones_like(held["image"], dtype=torch.bool)
         loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
-        sigma = torch.full((len(held["seen"]),), self.recorruption.sigma_y, device=light.device)
-        answer = denoiser(
-            held["seen"],
-            sigma,
-            corruption=self.recorruption.corruption,
-            measured=True,
-            channel=held["channel"],
-            known=held["known"],
-        )
-        return {"denoise": loss, "mean": self.recorruption.agreement(answer, held["image"]).mean()}
+        return {"denoise": loss, "mean": self._one_call(denoiser, average, batch, light, known, held)}
+
+    def _one_call(
+        self,
+        denoiser: Denoise,
+        average: Denoise,
+        batch: Batch,
+        light: Tensor,
+        known: Tensor,
+        held: dict[str, Tensor],
+    ) -> Tensor:
+        """Teach the one-call answer: the mean of the draws, or what the prior that it starts from knew."""
+        if self._started:
+            self.anchor.hold(average)
+            assert self.anchor.copy is not None
+            seen = stabilise(light, 1.0)
+            with torch.no_grad():
+                taught = self.answer(self.anchor.copy, seen, batch, known)
+            return self.recorruption.agreement(self.answer(denoiser, seen, batch, known), taught).mean()
+        rows = replace(batch, channel=held["channel"])
+        answer = self.answer(denoiser, held["seen"], rows, held["known"])
+        return self.recorruption.agreement(answer, held["image"]).mean()
 
     def _first(self, average: Denoise, batch: Batch, light: Tensor, known: Tensor) -> Tensor:
         """Guess the clean crops, scaled intensity: by the denoiser's own answers, where it was trained before."""
@@ -138,9 +154,10 @@ class OperatorEM(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """See `Objective.state`."""
-        return {**self.buffer.state(), "steps": torch.tensor(self._steps)}
+        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
         self._steps = int(state["steps"])
-        self.buffer.load({k: v for k, v in state.items() if k != "steps"})
+        self.anchor.load(state)
+        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
