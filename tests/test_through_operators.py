@@ -129,6 +129,8 @@ def test_what_the_posterior_was_not_trained_for(flow_prior: Prior) -> None:
     volume = measured(BLUR)
     with pytest.raises(RestorationError, match="another operator"):
         restore(volume, flow_prior, method="amortised")
+    with pytest.raises(RestorationError, match="through blur, which its one-call answer undoes"):
+        restore(volume, flow_prior)
     with pytest.raises(RestorationError, match="another operator"):
         restore(volume, flow_prior, operator=Blur(np.full((3, 3), 1 / 9)), method="amortised")
     plain = train(measured(Identity()), NOISE, config=CONFIG)

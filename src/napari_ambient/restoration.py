@@ -132,6 +132,13 @@ def restore(
             f"one network call cannot undo an operator ({operator.describe()}); use method='samples', for the mean "
             "alone with outputs=['mean']; or method='amortised' with a prior trained through it"
         )
+    undone = [part for part in _without_maps(prior.record.operator) if part != "mask"]
+    if method == "mean" and undone:
+        raise RestorationError(
+            f"this prior was trained by {prior.record.objective} through {', '.join(p['operator'] for p in undone)}, "
+            "which its one-call answer undoes; use method='amortised' with the operator of the training, or "
+            "method='samples', which takes the images as they are"
+        )
     if dtype not in ("float32", "input"):
         raise RestorationError(f"dtype is {dtype!r}; choose float32 or input")
     sizes = dict(zip(volume.axes, volume.shape, strict=True))

@@ -16,7 +16,7 @@ from napari_ambient.widgets._layers import (
     describe_axes,
     known_axes,
     layer_arguments,
-    mask_from_labels,
+    mask_from_layer,
     possible_axes,
     rectangle,
     remember_axes,
@@ -385,15 +385,24 @@ def test_painted_voxels_were_not_measured(shape: tuple[int, ...]) -> None:
     volume = volume_from_layer(odd_layer("TZYX"))
     labels = np.zeros(shape, int)
     labels[..., 3, 4] = 2
-    measured = mask_from_labels(Labels(labels), volume)
+    measured = mask_from_layer(Labels(labels), volume, painted=True)
     assert measured.shape == shape[-3:]
     assert not measured[..., 3, 4].any()
     assert measured.sum() == measured.size - measured[..., 0, 0].size
+    # the other way round: 0 is not measured, as in a mask; of an image NaN are holes either way
+    np.testing.assert_array_equal(mask_from_layer(Labels(labels), volume), ~measured)
+    factors = np.where(measured, np.float32(1), np.nan)
+    np.testing.assert_array_equal(mask_from_layer(Image(factors), volume), measured)
 
 
 def test_a_mask_of_another_size_or_an_empty_one_is_refused() -> None:
     volume = volume_from_layer(odd_layer("TZYX"))
     with pytest.raises(LayerError, match="12 × 9 voxels, the image 4 × 12 × 10 or 12 × 10"):
-        mask_from_labels(Labels(np.ones((12, 9), int)), volume)
-    with pytest.raises(LayerError, match="nothing is painted"):
-        mask_from_labels(Labels(np.zeros((12, 10), int)), volume)
+        mask_from_layer(Labels(np.ones((12, 9), int)), volume, painted=True)
+    for values, painted in ((0, True), (1, False)):
+        with pytest.raises(LayerError, match="has no holes"):
+            mask_from_layer(Labels(np.full((12, 10), values)), volume, painted=painted)
+        with pytest.raises(LayerError, match="no voxel was measured"):
+            mask_from_layer(Labels(np.full((12, 10), values)), volume, painted=not painted)
+    with pytest.raises(LayerError, match="colour picture"):
+        mask_from_layer(Image(np.zeros((12, 10, 3), np.uint8), rgb=True), volume)

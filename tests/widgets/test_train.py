@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,14 +16,20 @@ from qtpy.compat import isalive
 from qtpy.QtCore import QPoint, Qt
 
 import napari_ambient
+from napari_ambient.choices import ObjectiveName
 from napari_ambient.noise import NoiseModel
-from napari_ambient.prior import load_prior
+from napari_ambient.objectives import OBJECTIVES
+from napari_ambient.operators import Blur, Identity, Mask
+from napari_ambient.prior import WHOLE, load_prior
+from napari_ambient.restoration import restore_part, take_output
 from napari_ambient.train_config import TrainConfig
-from napari_ambient.widgets import _noise_panel, _training_job, restore, train
+from napari_ambient.training import choose_objective
+from napari_ambient.widgets import _noise_panel, _psf, _training_job, restore, train
 from napari_ambient.widgets._layers import volume_from_layer
 from napari_ambient.widgets._preview import preview_part
 from napari_ambient.widgets._session import priors_of
 from napari_ambient.widgets._settings import Settings
+from napari_ambient.widgets._through import NO_MASK, NO_PSF
 from napari_ambient.widgets.train import TrainWidget
 
 TINY = TrainConfig(steps=4, batch=2, patch=(32, 32), validations=2, precision="float32", below_steps=2)
@@ -455,6 +461,183 @@ def test_the_time_of_a_fine_tuning_is_said(make: Any, viewer: Any, qtbot: Any) -
     widget._estimate_time()
     qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
     assert widget.time.text().startswith("About ")
+
+
+def test_the_form_knows_what_the_library_chooses() -> None:
+    """Which it may not ask, as that would load torch."""
+    blur, mask = Blur(np.ones((3, 3)) / 9), Mask(np.eye(4))
+    for kind, operator in (("nothing", Identity()), ("psf", blur), ("holes", mask), ("both", mask @ blur)):
+        assert train.AUTOMATIC[kind] == choose_objective(operator)
+    assert set(train.ALL_LEVELS) == set(WHOLE) == {name for name, kind in OBJECTIVES.items() if kind.below_itself}
+    # without clean images there is nothing to supervise with
+    assert [*train.OBJECTIVES, "supervised"] == list(get_args(ObjectiveName))
+
+
+def choose(box: Any, value: Any) -> None:
+    box.setCurrentIndex(box.findData(value))
+
+
+def bead() -> np.ndarray[Any, Any]:
+    y, x = np.mgrid[-3:4, -3:4]
+    return np.exp(-(y**2 + x**2) / 2)
+
+
+def test_training_through_a_blur_and_restoring_what_was_before_it(
+    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advanced, blurred, the PSF of a layer; Train; Restore with this prior finds task and PSF chosen."""
+    monkeypatch.setattr(_psf, "WAIT", 0)
+    monkeypatch.setattr(restore, "WAIT", 10**8)
+    monkeypatch.setattr(restore, "settings", train.settings)
+    source = viewer.layers["waves"]
+    point = viewer.add_image(bead(), name="bead")
+    widget = make()
+    widget.source.box.choose(source)
+    widget.error_bars.setChecked(True)
+    assert widget.config().below == "auto"
+    click(qtbot, widget.advanced.button)
+    assert widget.through.psf.isHidden()
+    choose(widget.through.box, "psf")
+    # flow_diff teaches all levels: no second stage, and the form says why
+    assert not widget.error_bars.isEnabled()
+    assert widget.keeps.text() == widget.error_bars.toolTip() == train.NO_STAGE_NEEDED.format("flow_diff")
+    assert widget.config().below == "none"
+    choose(widget.through.psf.source, "layer")
+    assert not widget.train.isEnabled()
+    assert widget.train.toolTip() == NO_PSF
+    choose(widget.through.psf.kind, "computed")
+    widget.through.psf.layer.choose(point)
+    qtbot.waitUntil(widget.train.isEnabled, timeout=WAIT)
+    psf = widget.through.psf.psf
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    record = known.prior.record
+    assert (record.objective, record.operator) == ("flow_diff", Blur(psf).to_dict())
+    assert known.prior.posterior is not None
+    assert known.prior.knows_below
+    # the preview is what the prior's own posterior says of this part
+    layer = viewer.layers["waves (preview)"]
+    at = round(viewer.dims.point[0] / 2.0)
+    whole = volume_from_layer(source)
+    settings = {"operator": Blur(psf), "method": "amortised", "outputs": ["mean"], "draws": 2, "device": "cpu"}
+    expected = restore_part(whole, known.prior, {"T": slice(at, at + 1)}, noise=widget.noise.models, **settings)
+    values = take_output(expected, "mean").data.compute(scheduler="synchronous")
+    np.testing.assert_allclose(layer.data, values, rtol=1e-4)
+    click(qtbot, widget.restore)
+    (form,) = viewer.window._qt_window.findChildren(restore.RestoreWidget)
+    assert form.task.currentData() == "psf"
+    qtbot.waitUntil(form.button.isEnabled, timeout=WAIT)
+    choose(form.by, "amortised")
+    before = set(viewer.layers)
+    click(qtbot, form.button)
+    qtbot.waitUntil(lambda: not form.running and len(viewer.layers) > len(before), timeout=WAIT)
+    (result,) = set(viewer.layers) - before
+    assert result.data.shape == source.data.shape
+    assert result.metadata["napari_ambient"]["provenance"]["operator"] == Blur(psf).to_dict()
+
+
+def test_training_on_images_with_holes_is_resumed(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:
+    """In a region, by a painted mask; gone on with by a form that knows nothing of it."""
+    source = viewer.layers["waves"]
+    painted = np.zeros((64, 64), np.uint8)
+    painted[20:28, 20:30] = 1
+    labels = viewer.add_labels(painted, name="holes")
+    drawn = viewer.add_shapes([[[0, 5.0, 7.0], [0, 5.0, 11.75], [0, 8.75, 11.75], [0, 8.75, 7.0]]], ndim=3, name="part")
+    widget = make(LONG, timing=0.1)
+    widget.source.box.choose(source)
+    widget.region.choose(drawn)
+    choose(widget.through.box, "holes")
+    assert widget.train.toolTip() == widget.time.text() == NO_MASK
+    assert not widget.train.isEnabled()
+    assert not widget.error_bars.isEnabled()
+    assert "ambient_mask there will be no error bars" in widget.keeps.text()
+    widget.through.mask.choose(labels)
+    # a mask is 0 where nothing was measured; these holes are painted, and the form says what comes of it
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: "Mask, 1.953 % of 64 x 64" in widget.through.words.text(), timeout=WAIT)
+    choose(widget.through.holes, True)
+    assert widget.through.words.text() == ""
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
+    assert widget.through.words.text() == "Mask, 98.05 % of 64 x 64 voxels measured."
+    click(qtbot, widget.train)
+    qtbot.waitUntil(lambda: "waves (preview)" in viewer.layers and steps_done(widget, 2)(), timeout=WAIT)
+    labels.data = np.ones_like(painted)  # too late
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    first = widget._prior.record
+    measured = painted == 0
+    assert (first.objective, first.operator) == ("ambient_mask", Mask(measured[:38, :48]).to_dict())
+    # filled in: what the holes hold is not looked at
+    assert np.isfinite(viewer.layers["waves (preview)"].data).all()
+    other = make(LONG)
+    other.source.box.choose(source)
+    assert other.through.kind == "nothing"
+    click(qtbot, other.resume)
+    qtbot.waitUntil(steps_done(other, first.step + 2), timeout=WAIT)
+    click(qtbot, other.stop)
+    wait(qtbot, other)
+    assert other._prior.record.operator == first.operator
+    assert other._prior.record.step > first.step
+
+
+def test_the_preview_does_not_look_into_the_holes(make: Any, viewer: Any, qtbot: Any) -> None:
+    measured = np.ones((64, 64), np.uint8)
+    measured[30:36, 30:36] = 0
+    source = viewer.layers["waves"]
+    source.data = np.where(measured, noisy(), 40_000).astype(np.uint16)
+    mask = viewer.add_image(measured, name="mask")
+    widget = make()
+    widget.source.box.choose(source)
+    widget.noise.ask(1)
+    for field, text in ((widget.noise.gain, "2"), (widget.noise.zero, "100")):
+        qtbot.keyClicks(field, text)
+        qtbot.keyClick(field, Qt.Key.Key_Return)
+    choose(widget.through.box, "holes")
+    widget.through.mask.choose(mask)
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    assert "no preview" not in widget.message.text()
+    assert viewer.layers["waves (preview)"].data.max() < 400
+
+
+def test_what_an_objective_cannot_learn_is_said(
+    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
+    source, point = viewer.layers["waves"], viewer.add_image(np.eye(64), name="mask")
+    widget = make(timing=0.1)
+    widget.source.box.choose(source)
+    choose(widget.through.box, "holes")
+    widget.through.mask.choose(point)
+    choose(widget.objective, "ambient")
+    assert widget.error_bars.isEnabled()
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: "ambient cannot learn through this operator" in widget.time.text(), timeout=WAIT)
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    assert "choose flow_diff" in widget.message.text()
+    # a mask of other images is found before anything is trained
+    choose(widget.objective, "auto")
+    point.data = np.eye(32)
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    assert "mask has 32 × 32 voxels, the image 64 × 64" in widget.message.text()
+    assert widget.train.isEnabled()
+    assert not len(priors_of(viewer))
+
+
+def test_an_objective_besides_the_automatic_one(make: Any, viewer: Any, qtbot: Any) -> None:
+    """Also for images that are only noisy; the preview is that of one call."""
+    widget = make()
+    choose(widget.objective, "sure_score")
+    assert not widget.error_bars.isEnabled()
+    click(qtbot, widget.train)
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert (known.prior.record.objective, known.prior.record.operator) == ("sure_score", {})
+    assert "waves (preview)" in viewer.layers
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -53,8 +53,13 @@ if TYPE_CHECKING:
     from napari_ambient.prior import Prior
     from napari_ambient.volumes import Volume
 
-Kind = Literal["image", "shapes", "labels"]
-_KINDS: dict[Kind, type[Layer]] = {"image": Image, "shapes": Shapes, "labels": Labels}
+Kind = Literal["image", "shapes", "labels", "mask"]
+_KINDS: dict[Kind, tuple[type[Layer], ...]] = {
+    "image": (Image,),
+    "shapes": (Shapes,),
+    "labels": (Labels,),
+    "mask": (Labels, Image),
+}
 _FILE_AXES = ("ZYX", "TYX", "CYX", "TZYX", "CZYX", "TCYX", "TCZYX")
 _PATTERNS = "Images (*.tif *.tiff *.btf *.npy);;All files (*)"
 
@@ -66,8 +71,8 @@ class LayerBox(QComboBox):
     ----------
     viewer : napari.Viewer
         Whose layers.
-    kind : {"image", "shapes", "labels"}
-        Which.
+    kind : {"image", "shapes", "labels", "mask"}
+        Which; a mask is a Labels or an Image layer.
     none : str
         Text of a first entry that means no layer, and is chosen at first. Without it: of images the measurement that
         is selected, or the newest (no preview or result of ours), else the newest layer.
@@ -81,7 +86,7 @@ class LayerBox(QComboBox):
     def __init__(self, viewer: Viewer, kind: Kind = "image", *, none: str = "", parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._viewer = viewer
-        self._type = _KINDS[kind]
+        self._types = _KINDS[kind]
         self._none = none
         self._layers: list[Any] = []
         self._chosen: Any = None
@@ -122,9 +127,9 @@ class LayerBox(QComboBox):
                 emitter.disconnect(self._list)
             return
         before = self._chosen
-        self._layers = [layer for layer in self._viewer.layers if isinstance(layer, self._type)][::-1]
+        self._layers = [layer for layer in self._viewer.layers if isinstance(layer, self._types)][::-1]
         entries = self._entries()
-        kind = self._type.__name__
+        kind = " or ".join(each.__name__ for each in self._types)
         self.setPlaceholderText(f"choose the {kind} layer" if entries else f"no {kind} layer")
         with QSignalBlocker(self):
             self.clear()
@@ -139,7 +144,7 @@ class LayerBox(QComboBox):
         self._pick()
 
     def _default(self, entries: list[Any]) -> int:
-        if self._none or self._type is not Image:
+        if self._none or self._types != (Image,):
             return 0 if entries else -1
         start = layer_to_start_with(self._viewer)
         return next((i for i, layer in enumerate(entries) if layer is start), -1)
@@ -642,6 +647,9 @@ def describe_prior(prior: Prior) -> str:
     parts = [kind, prior.record.form, f"{prior.record.step} steps"]
     if len(prior.noise) > 1:
         parts.append(f"{len(prior.noise)} channels")
+    through = prior.record.operator
+    if through:
+        parts.append("through " + " and ".join(str(each["operator"]) for each in through.get("applied", [through])))
     parts.append(f"error bars: {'yes' if prior.knows_below else 'no'}")
     return " · ".join(parts)
 

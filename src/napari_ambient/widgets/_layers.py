@@ -581,15 +581,17 @@ def crop(volume: Volume, region: Mapping[str, slice]) -> Volume:
     return volume.replace(data=volume.data[tuple(index)], channel_names=names)
 
 
-def mask_from_labels(labels_layer: Labels, volume: Volume) -> NDArray[np.bool_]:
-    """Read which voxels were measured from a layer on which the holes are painted.
+def mask_from_layer(layer: Image | Labels, volume: Volume, *, painted: bool = False) -> NDArray[np.bool_]:
+    """Read which voxels were measured from a mask.
 
     Parameters
     ----------
-    labels_layer : Labels
-        0 where the image is good, any other label where it is to be filled in.
+    layer : Image or Labels
+        The mask.
     volume : Volume
         The image.
+    painted : bool
+        False: the holes are where it is 0 (or NaN). True: they are where it is not.
 
     Returns
     -------
@@ -599,22 +601,37 @@ def mask_from_labels(labels_layer: Labels, volume: Volume) -> NDArray[np.bool_]:
     Raises
     ------
     LayerError
-        If the shapes differ, or no voxel is painted.
+        If it is no mask, the shapes differ, nothing is a hole, or nothing was measured.
     """
-    labels = _level_0(labels_layer)
+    if isinstance(layer, Image) and layer.rgb:
+        raise LayerError(f"{layer.name} is a colour picture (RGB); choose a mask of one value per voxel")
+    values = _one_image(layer, volume)
+    measured: NDArray[np.bool_] = (values == 0) if painted else (values > 0)
+    if measured.all():
+        raise LayerError(
+            f"{layer.name} has no holes (it is 0 {'everywhere' if painted else 'nowhere'}); choose another mask, or "
+            "which of its voxels are holes"
+        )
+    if not measured.any():
+        raise LayerError(
+            f"by {layer.name} no voxel was measured; choose another mask, or which of its voxels are holes"
+        )
+    return measured
+
+
+def _one_image(layer: Image | Labels, volume: Volume) -> NDArray[Any]:
+    """Read a layer that has a value for every voxel of one image, (Y, X) or (Z, Y, X)."""
+    values = _level_0(layer)
     sizes = volume.sizes
     spatial = tuple(n for axis, n in sizes.items() if axis in "ZYX")
     # an image with T or C is often painted through all of them, on a layer of size one there
-    shape = tuple(labels.shape)
+    shape = tuple(values.shape)
     while len(shape) > 2 and shape[0] == 1 and shape not in (spatial, spatial[-2:]):
         shape = shape[1:]
     if shape not in (spatial, spatial[-2:]):
         wanted = " or ".join(" × ".join(map(str, each)) for each in dict.fromkeys((spatial, spatial[-2:])))
         raise LayerError(
-            f"{labels_layer.name} has {' × '.join(map(str, labels.shape))} voxels, the image {wanted}; paint on a "
-            "Labels layer of that size"
+            f"{layer.name} has {' × '.join(map(str, values.shape))} voxels, the image {wanted}; choose or paint a "
+            "layer of that size"
         )
-    measured: NDArray[np.bool_] = np.asarray(labels).reshape(shape) == 0
-    if measured.all():
-        raise LayerError(f"nothing is painted on {labels_layer.name}; paint the voxels to fill in with any label")
-    return measured
+    return np.asarray(values).reshape(shape)

@@ -46,6 +46,8 @@ WAIT = 300
 """Milliseconds without a change of the form until the PSF is computed."""
 SHOWN = (2.0, 3.0)
 """Full widths to each side that the picture shows, along Z and across."""
+ROUNDING = 0.06
+"""nm that a field's rounding may change."""
 BARS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 """Scale bars, nm."""
 MEDIA = {"oil": 1.515, "glycerol": 1.47, "silicone": 1.40, "water": 1.33, "air": 1.0}
@@ -179,6 +181,16 @@ class PsfForm(QWidget):
             sheet_thickness=self.sheet.value() / 1000 if microscope == "light-sheet" else None,
         )
 
+    def copy_from(self, other: PsfForm) -> None:
+        """Choose what is chosen in another form of the same viewer."""
+        for name in ("source", "microscope", "medium", "kind"):
+            getattr(self, name).setCurrentIndex(getattr(other, name).currentIndex())
+        for name in ("na", "emission", "excitation", "sheet", "across", "along"):
+            getattr(self, name).setValue(getattr(other, name).value())
+        self.layer.choose(other.layer.layer)
+        self.path.setText(other.path.text())
+        self._ask()
+
     def set_wanted(self, wanted: bool) -> None:
         """Say whether a PSF is needed; until then none is computed."""
         began, self._wanted = wanted and not self._wanted, wanted
@@ -252,7 +264,12 @@ class PsfForm(QWidget):
                 missing = " and ".join("pixel size" if axis == "X" else "Z step" for axis in unknown)
                 self._nothing(f"The {missing} of this image is not known: give it above.", warn=True)
                 return
-            known = {axis: steps[axis] / 1000 for axis in volume.axes if axis in "ZYX" and steps[axis]}
+            # of what was not corrected here, the image's own step, not what the field has rounded it to
+            known = {
+                axis: steps[axis] / 1000
+                for axis, own in volume.voxel_size.items()
+                if steps[axis] and (own is None or abs(steps[axis] - 1000 * own) > ROUNDING)
+            }
             volume = _on_voxels(volume, known)
         optics, kind = self.optics, self.kind.currentData()
 

@@ -8,6 +8,7 @@ also stops the work as soon as the user asks.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_ambient.choices import RestoreMethod
 from napari_ambient.volumes import Volume, iter_save_volume, open_volume
+from napari_ambient.widgets._operator import Through, Undone
 
 if TYPE_CHECKING:
     from napari_ambient.compatibility import Misfit
@@ -72,10 +75,12 @@ class Task:
         Which of the prior's channels to use; None: all.
     refit : bool
         Fit the noise of each image anew.
-    through : {"nothing", "psf", "holes"}
+    through : {"nothing", "psf", "holes", "both"}
         What is to be undone besides the noise.
     psf : ndarray or None
-        For "psf".
+        For "psf" and "both".
+    amortised : bool
+        By the prior's own posterior, which was trained for this very task.
     result : {"mean", "draws"}
         The mean alone, or with what draws say of it.
     keep : bool
@@ -96,8 +101,9 @@ class Task:
     items: tuple[Item, ...]
     channel: int | None = None
     refit: bool = False
-    through: Literal["nothing", "psf", "holes"] = "nothing"
+    through: Undone = "nothing"
     psf: NDArray[Any] | None = None
+    amortised: bool = False
     result: Result = "mean"
     keep: bool = False
     draws: int = 8
@@ -109,8 +115,10 @@ class Task:
     memory: int = 2_000_000_000
 
     @property
-    def method(self) -> Literal["mean", "samples"]:
+    def method(self) -> RestoreMethod:
         """One call suffices for the mean of what is only noisy."""
+        if self.amortised:
+            return "amortised"
         return "mean" if self.result == "mean" and self.through == "nothing" else "samples"
 
     @property
@@ -256,19 +264,12 @@ class _Watch:
 def _restore(
     task: Task, prior: Prior, number: int, item: Item, models: list[NoiseModel] | None, watch: _Watch
 ) -> Generator[Growing | Grown | Made, None, None]:
-    from napari_ambient.operators import Blur, Identity, Mask, Operator
     from napari_ambient.restoration import Clipping, restore, restore_part
 
-    operator: Operator = Identity()
-    if task.through == "psf":
-        if task.psf is None:
-            raise AssertionError("a deconvolution needs a PSF")
-        operator = Blur(task.psf)
-    elif task.through == "holes" and item.measured is not None:
-        operator = Mask(item.measured())
+    operator = _through(task, item).operator()
     clipping = Clipping()
     settings: dict[str, Any] = {"method": task.method, "dtype": task.dtype, "device": task.device}
-    if task.method == "samples":
+    if task.method != "mean":
         settings |= {"draws": task.draws, "steps": task.steps, "seed": task.seed, "outputs": task.outputs}
     notes: list[str] = []
     if task.recalibrate and task.method == "samples":
@@ -293,6 +294,18 @@ def _restore(
     yield _made(task, number, result, path, tuple(notes))
 
 
+def _through(task: Task, item: Item) -> Through:
+    """Say what the light of an image went through."""
+    if task.psf is None and task.through in ("psf", "both"):
+        raise AssertionError("a deconvolution needs a PSF")
+    measured = item.measured
+    if measured is None and task.amortised and task.through in ("holes", "both"):
+        # nothing is painted, and NaN are the holes: the prior's own posterior asks for a mask all the same
+        shape = (item.volume.sizes["Y"], item.volume.sizes["X"])
+        measured = functools.partial(np.full, shape, True)
+    return Through(task.psf, measured)
+
+
 def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | None, watch: _Watch) -> tuple[float, str]:
     """Measure how wide the draws of an image should be, at the time point that is asked for; and say it."""
     from napari_ambient.recalibration import measure_spread
@@ -310,9 +323,7 @@ def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | Non
     return found.factor, f"error bars multiplied by {found.factor:.3f} ± {found.uncertainty:.3f} (held-out photons)"
 
 
-def _save(
-    result: Volume, path: Path, number: int, method: Literal["mean", "samples"]
-) -> Generator[Growing | Grown, None, None]:
+def _save(result: Volume, path: Path, number: int, method: RestoreMethod) -> Generator[Growing | Grown, None, None]:
     """Write the result block by block, and let it be looked at meanwhile."""
     from napari_ambient.volumes.growing import GrowingArray
 
@@ -328,7 +339,7 @@ def _save(
             yield Grown(number)
 
 
-def _mean(result: Volume, method: Literal["mean", "samples"]) -> Volume:
+def _mean(result: Volume, method: RestoreMethod) -> Volume:
     from napari_ambient.restoration import take_output
 
     return result if method == "mean" else take_output(result, "mean")
@@ -340,7 +351,7 @@ def _made(task: Task, number: int, result: Volume, path: Path | None, notes: tup
     mean = _mean(result, task.method)
     limits = {"mean": _limits(mean, 0.001, 0.999)}
     error_bar = draws = None
-    if "std" in task.outputs and task.method == "samples":
+    if "std" in task.outputs and task.method != "mean":
         error_bar = take_output(result, "std")
         low, high = _limits(error_bar, 0.0, 0.995)
         limits["error bar"] = (min(0.0, low), high)

@@ -14,21 +14,24 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from napari_ambient.choices import ObjectiveName
 from napari_ambient.train_config import TrainConfig
 from napari_ambient.widgets._layers import crop
+from napari_ambient.widgets._operator import Through, load_through
 from napari_ambient.widgets._run import Cancelled, Job
 
 if TYPE_CHECKING:
     from napari_ambient.noise import NoiseModel
+    from napari_ambient.operators import Operator
     from napari_ambient.prior import Prior
     from napari_ambient.training import Step
     from napari_ambient.unfinished import Training
     from napari_ambient.volumes import Volume
 
-START = "start.prior"
-"""Beside an unfinished training, the prior that it was begun with."""
+START, THROUGH = "start.prior", "through.npz"
+"""Beside an unfinished training, the prior that it was begun with, and what its images went through."""
 TELL_EVERY = 0.2
 """Seconds between two looks of the window at the losses."""
 KEEP_EVERY = 60.0
@@ -65,6 +68,10 @@ class Plan:
         What the stage below the noise was estimated to take.
     start : Prior, optional
         Begin with this prior (fine-tuning).
+    objective : str
+        What to minimise.
+    through : Through
+        What the light went through before it was counted.
     """
 
     volumes: tuple[Volume, ...]
@@ -78,6 +85,8 @@ class Plan:
     resume: Training | None = None
     below_seconds: float | None = None
     start: Prior | None = None
+    objective: ObjectiveName = "auto"
+    through: Through = field(default_factory=Through)
 
 
 @dataclass
@@ -226,15 +235,18 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
     from napari_ambient.unfinished import begin
 
     volumes, region, config = list(plan.volumes), plan.region, plan.config
-    noise = plan.noise
+    noise, objective = plan.noise, plan.objective
     if plan.resume is not None:
         # Not even the noise is fitted again: what was begun goes on as it was.
         region = plan.resume.region
         plan.resume.check_unchanged(volumes)
         cut: Sequence[NoiseModel] | None = _noise_of(plan.resume, len(volumes))
         training = plan.resume
-        start = _start_of(training)
+        start, objective = _start_of(training), _objective_of(training)
+        operator = load_through(training.entry / THROUGH).operator()
     else:
+        through = plan.through.read()
+        operator = through.operator()
         if noise is None and len(volumes) == 1:
             yield Stage("Estimating the noise…")
             noise = _fit(volumes[0])
@@ -248,21 +260,25 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
         start = plan.start
         if start is not None:  # to go on, it must be there too
             start.save(training.entry / START)
+        through.save(training.entry / THROUGH)
     job.check()
     whole = volumes[0]
     parts = volumes if region is None else [crop(v, {"Y": region[0], "X": region[1]}) for v in volumes]
+    planes = slice(0, whole.sizes.get("Z", 1))
     with training.at_work():
         yield Stage("Reading the images…" if cut is not None else "Estimating the noise of each stack…")
         steps = iter_train(
             parts,
             cut,
+            objective=objective,
+            operator=operator if region is None else operator.crop([planes, *region]),
             start=start,
             config=config,
             device=plan.device,
             folder=training.bundle,
             resume=plan.resume is not None,
         )
-        preview = _Preview(whole, noise)
+        preview = _Preview(whole, noise, operator)
         try:
             yield from _follow(steps, plan, controls, preview, training, job)
         except (Cancelled, GeneratorExit):
@@ -286,26 +302,19 @@ def train_job(job: Job, plan: Plan, controls: Controls) -> Generator[Message, No
 class _Preview:
     """The restored part, every few seconds."""
 
-    def __init__(self, volume: Volume, noise: Sequence[NoiseModel] | None) -> None:
-        self.volume, self.noise = volume, noise
+    def __init__(self, volume: Volume, noise: Sequence[NoiseModel] | None, operator: Operator) -> None:
+        self.volume, self.noise, self.operator = volume, noise, operator
         self.last: Step | None = None
         self.next = time.monotonic() + FIRST_PREVIEW
         self.spent = 0.0
 
     def see(self, step: Step, controls: Controls) -> Seen | NoPreview | None:
         """Restore the part, if it is time; a preview that fails must not end the training."""
-        from napari_ambient.restoration import restore
-
         part, begin = controls.part, time.monotonic()
         if part is None or (begin < self.next and step.index < step.total):
             return None
         try:
-            piece = crop(self.volume, part)
-            prior = step.prior()
-            models = prior.noise if self.noise is None else self.noise
-            rows, columns = part.get("Y", slice(None)), part.get("X", slice(None))
-            cut = [model.crop(rows, columns) for model in models] if self.noise is not None else _plain(models)
-            restored = restore(piece, prior, noise=cut, device=prior.device)
+            restored = self._restored(step.prior(), part)
             values = restored.data.compute(scheduler="synchronous")
             result = Seen(restored.replace(data=_whole(values)), dict(part), step.index)
         except (MemoryError, ValueError) as error:
@@ -315,6 +324,28 @@ class _Preview:
         self.spent += took
         self.next = begin + max(PREVIEW_EVERY, took / PREVIEW_SHARE)
         return result
+
+    def _restored(self, prior: Prior, part: Mapping[str, slice]) -> Volume:
+        from napari_ambient.operators import Identity
+        from napari_ambient.restoration import restore, restore_part, take_output
+
+        if not isinstance(self.operator, Identity):  # with what lies around it, so that its borders are right
+            models = _plain(prior.noise) if self.noise is None else self.noise
+            draws = restore_part(
+                self.volume,
+                prior,
+                part,
+                noise=models,
+                operator=self.operator,
+                method="amortised",
+                outputs=["mean"],
+                draws=2,
+                device=prior.device,
+            )
+            return take_output(draws, "mean")
+        rows, columns = part.get("Y", slice(None)), part.get("X", slice(None))
+        cut = _plain(prior.noise) if self.noise is None else [model.crop(rows, columns) for model in self.noise]
+        return restore(crop(self.volume, part), prior, noise=cut, device=prior.device)
 
 
 def _follow(
@@ -400,6 +431,13 @@ def _start_of(training: Training) -> Prior | None:
 
     path = training.entry / START
     return load_prior(path) if path.is_dir() else None
+
+
+def _objective_of(training: Training) -> ObjectiveName:
+    """Give the objective that a training was begun with."""
+    from napari_ambient.prior import load_prior
+
+    return cast(ObjectiveName, load_prior(training.bundle).record.objective)
 
 
 def _plain(models: Sequence[NoiseModel]) -> list[NoiseModel]:

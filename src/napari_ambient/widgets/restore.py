@@ -43,15 +43,17 @@ from napari_ambient.widgets._layers import (
     LayerError,
     known_axes,
     layer_arguments,
-    mask_from_labels,
+    mask_from_layer,
     rectangle,
     volume_from_layer,
 )
+from napari_ambient.widgets._operator import Undone, undone_by
 from napari_ambient.widgets._psf import PsfForm
 from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Task, look_job, restore_job
 from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets._theme import accent_style
+from napari_ambient.widgets._through import ThroughForm, holes_box
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -60,6 +62,11 @@ if TYPE_CHECKING:
 
 WAIT = 300
 """Milliseconds without a change of prior or image until they are compared."""
+FILLS_IN = (
+    "This prior knows nothing below the noise of its data, so it gives no error bars; what it was trained for (“{}”) "
+    "it does in one call, the mean alone."
+)
+MEAN_ALONE = "This prior's own posterior gives the mean alone; error bars need draws."
 NEEDS_BELOW = (
     "This prior knows nothing below the noise of its data, so it gives no error bars and undoes no blur: train it on "
     "with “Error bars too”."
@@ -123,12 +130,26 @@ class RestoreWidget(QWidget):
             ("Denoise", "nothing", "Take the noise away"),
             ("Deconvolve", "psf", "Undo the blur of the microscope too; for priors of sharp structures"),
             ("Fill in holes", "holes", "Fill in voxels that were not measured: painted ones, and NaN"),
+            ("Deconvolve and fill in", "both", "Undo the blur, and fill in what was not measured"),
         ):
             self.task.addItem(text, value)
             self.task.setItemData(self.task.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.by = QComboBox()
+        for text, value, tip in (
+            ("draws, step by step", "samples", "Whatever the PSF and the holes are; many network calls per draw"),
+            (
+                "its own posterior (fast)",
+                "amortised",
+                "The prior was trained for this task: one network call per draw; with the PSF of the training alone",
+            ),
+        ):
+            self.by.addItem(text, value)
+            self.by.setItemData(self.by.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.by.setToolTip("How the prior undoes what happened to the light")
         self.psf = PsfForm(self.viewer)
-        self.holes = LayerBox(self.viewer, "labels", none="NaN voxels alone")
-        self.holes.setToolTip("Labels layer on which the holes are painted with any label; NaN are holes too")
+        self.holes = LayerBox(self.viewer, "mask", none="NaN voxels alone")
+        self.holes.setToolTip("Labels layer on which the holes are painted, or a mask; NaN are holes too")
+        self.holes_are = holes_box(painted=True)
         self.mean = QRadioButton("Mean")
         self.mean.setToolTip("The best estimate of every voxel")
         self.error_bars = QRadioButton("Mean and error bar")
@@ -162,7 +183,7 @@ class RestoreWidget(QWidget):
         self.dtype = QComboBox()
         for text, value in (("float32", "float32"), ("that of the image (rounded)", "input")):
             self.dtype.addItem(text, value)
-        for box in (self.channel, self.task, self.where, self.dtype):
+        for box in (self.channel, self.task, self.by, self.where, self.dtype):
             make_narrow(box)
         self.button = QPushButton("Restore")
         self.bar = RunBar()
@@ -185,9 +206,11 @@ class RestoreWidget(QWidget):
         for title, field in (
             ("Task", self.task),
             ("Holes", self.holes),
+            ("Holes are", self.holes_are),
         ):
             self.rows.addRow(title, field)
         self.rows.addRow(self.psf)
+        self.rows.addRow("By", self.by)
         self.rows.addRow("Result", result)
         self.rows.addRow("Draws", self.drawing)
         self.rows.addRow("", self.recalibrate)
@@ -229,7 +252,7 @@ class RestoreWidget(QWidget):
         self.source.changed.connect(self._source_changed)
         self.refit.toggled.connect(self._pair_changed)
         self.channel.currentIndexChanged.connect(self._pair_changed)
-        for box in (self.task, self.where, self.dtype):
+        for box in (self.task, self.by, self.holes_are, self.where, self.dtype):
             box.currentIndexChanged.connect(self._refresh)
         for choice in (self.mean, self.error_bars, self.keep, self.others):
             choice.toggled.connect(self._refresh)
@@ -338,35 +361,46 @@ class RestoreWidget(QWidget):
             return
         prior = self.prior.prior
         knows = prior is None or prior.knows_below
-        self.error_bars.setEnabled(knows and not self.running)
-        items = cast(QStandardItemModel, self.task.model())
-        for row in (1, 2):
-            item = items.item(row)
-            assert item is not None
-            item.setEnabled(knows)
-        if not knows:
-            self.mean.setChecked(True)
+        learned = self._learned
+        for row in range(1, self.task.count()):
+            _enable(self.task, row, knows or self.task.itemData(row) == learned)
+        if not knows and self.task.currentData() != learned:
             self.task.setCurrentIndex(0)
-        self.below.say("" if knows else NEEDS_BELOW)
         task, where = self.task.currentData(), self.where.currentData()
-        drawn = self.error_bars.isChecked() or task != "nothing"
+        own = task == learned != "nothing"
+        _enable(self.by, 0, knows)
+        if own and not knows:
+            self.by.setCurrentIndex(1)
+        alone = self._amortised and prior is not None and prior.posterior is None
+        self.error_bars.setEnabled(knows and not alone and not self.running)
+        if not knows or alone:
+            self.mean.setChecked(True)
+        words = MEAN_ALONE if alone else ""
+        if not knows:
+            at = self.task.findData(learned)
+            words = NEEDS_BELOW if learned == "nothing" else FILLS_IN.format(self.task.itemText(at))
+        self.below.say(words)
+        drawn = (self.error_bars.isChecked() or task != "nothing") and not alone
+        blurred = task in ("psf", "both")
         visible = self.rows.setRowVisible
-        visible(self.below, not knows)
-        visible(self.psf, task == "psf")
-        self.psf.set_wanted(task == "psf")
-        visible(self.holes, task == "holes")
+        visible(self.below, bool(words))
+        visible(self.by, own)
+        visible(self.psf, blurred)
+        self.psf.set_wanted(blurred)
+        visible(self.holes, task in ("holes", "both"))
+        visible(self.holes_are, task in ("holes", "both") and self.holes.layer is not None)
         visible(self.drawing, drawn)
         visible(self.recalibrate, self.error_bars.isChecked() and task == "nothing")
         self._show_recalibrate()
         visible(self.region, where in ("region", "region slice"))
         self.keep.setVisible(self.error_bars.isChecked())
-        self.steps.setEnabled(drawn)
+        self.steps.setEnabled(drawn and not self._amortised)
         self.seed.setEnabled(drawn)
         self._show_others()
         self._show_misfits()
         self._show_target()
         ready = prior is not None and self.source.ready and not self.running
-        self.button.setEnabled(ready and (task != "psf" or self.psf.psf is not None))
+        self.button.setEnabled(ready and (not blurred or self.psf.psf is not None))
         whole = where in ("whole", "region")
         missing = [
             word for word, there in (("a prior", prior is not None), ("an image", self.source.ready)) if not there
@@ -374,8 +408,33 @@ class RestoreWidget(QWidget):
         self.button.setToolTip(f"First choose {' and '.join(missing)}" if missing else "")
         self.button.setText("Restoring…" if self.running else "Restore" if whole else "Preview")
         fixed = (self.prior, self.channels, self.source, self.refit, self.others, self.task, self.psf, self.holes)
-        for part in (*fixed, self.where, self.region, self.mean, self.drawing):
+        for part in (*fixed, self.by, self.holes_are, self.where, self.region, self.mean, self.drawing):
             part.setEnabled(not self.running)
+
+    def follow(self, through: ThroughForm) -> None:
+        """Choose the task of a training, with its PSF and its mask.
+
+        Parameters
+        ----------
+        through : ThroughForm
+            Of the Train form.
+        """
+        self.task.setCurrentIndex(self.task.findData(through.kind))
+        if through.blurred:
+            self.psf.copy_from(through.psf)
+        if through.holed:
+            self.holes.choose(through.mask.layer)
+            self.holes_are.setCurrentIndex(through.holes.currentIndex())
+
+    @property
+    def _learned(self) -> Undone:
+        """The task that the prior was trained for, besides denoising."""
+        return "nothing" if self.prior.prior is None else undone_by(self.prior.prior.record.operator)
+
+    @property
+    def _amortised(self) -> bool:
+        """Whether the prior's own posterior is to do it."""
+        return bool(self.task.currentData() == self._learned != "nothing" and self.by.currentData() == "amortised")
 
     def _show_recalibrate(self) -> None:
         """Grey the check out, with the reason, where photons cannot be held out."""
@@ -471,8 +530,9 @@ class RestoreWidget(QWidget):
             axes = volume.axes if layer is None else (known_axes(layer) or self.source.axes or volume.axes)
             part = self._part(layer, volume, axes) if checked or self.where.currentData() == "slice" else {}
             measured = None
-            if through == "holes" and self.holes.layer is not None and checked:
-                measured = functools.partial(mask_from_labels, self.holes.layer, volume)
+            if through in ("holes", "both") and self.holes.layer is not None and checked:
+                painted = bool(self.holes_are.currentData())
+                measured = functools.partial(mask_from_layer, self.holes.layer, volume, painted=painted)
             path = self._free_path(volume, layer, taken)
             if checked and self.output.isModified() and not items:
                 path = Path(self.output.text()).expanduser()
@@ -487,7 +547,8 @@ class RestoreWidget(QWidget):
             channel=self._channel,
             refit=self.refit.isChecked(),
             through=through,
-            psf=self.psf.psf if through == "psf" else None,
+            psf=self.psf.psf if through in ("psf", "both") else None,
+            amortised=self._amortised,
             result="draws" if self.error_bars.isChecked() else "mean",
             keep=self.keep.isChecked() and self.error_bars.isChecked(),
             draws=self.draws.value(),
@@ -663,6 +724,13 @@ class RestoreWidget(QWidget):
         self._drop_growing()
         self._job = None
         self._refresh()
+
+
+def _enable(box: QComboBox, row: int, enabled: bool) -> None:
+    """Let an entry of a box be chosen, or grey it out."""
+    item = cast(QStandardItemModel, box.model()).item(row)
+    assert item is not None
+    item.setEnabled(enabled)
 
 
 class _Progress(QObject):

@@ -35,7 +35,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_ambient.choices import Dims, PresetName, Size
+from napari_ambient.choices import Dims, ObjectiveName, PresetName, Size
 from napari_ambient.train_config import PRESETS, TrainConfig, TrainingError, preset
 from napari_ambient.volumes.volume import file_stem
 from napari_ambient.widgets._closing import AskFirst
@@ -43,12 +43,14 @@ from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scro
 from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold, make_narrow
 from napari_ambient.widgets._layers import rectangle
 from napari_ambient.widgets._noise_panel import NoisePanel
+from napari_ambient.widgets._operator import Through, Undone, undone_by
 from napari_ambient.widgets._plots import LossPlot
 from napari_ambient.widgets._preview import PreviewLayer, preview_part
 from napari_ambient.widgets._run import Job, Message, duration, run
 from napari_ambient.widgets._session import KnownPrior, priors_of
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets._theme import accent_style
+from napari_ambient.widgets._through import ThroughForm
 from napari_ambient.widgets._training_job import (
     Controls,
     Fitted,
@@ -71,7 +73,37 @@ if TYPE_CHECKING:
 RESTORE = "Restore (Ambient restoration)"
 TRAININGS = "trainings"
 """Folder of the unfinished trainings, in the cache folder."""
+TRAIN = "Learn what the clean structures look like, from these images alone"
 TIMING = "Timing a few steps on this machine…"
+SECOND_STAGE = (
+    "A second stage teaches what lies below the noise: needed for error bars, draws, deconvolution and new images"
+)
+ALL_LEVELS: tuple[ObjectiveName, ...] = ("flow_diff", "ambient_flow", "sure_score", "em")
+"""Objectives that teach all noise levels themselves (`prior.WHOLE`, which loads torch)."""
+NO_STAGE_NEEDED = "The objective {} teaches all noise levels: error bars need no second stage."
+NO_STAGE = "The second stage follows the objective ambient alone: with {} there will be no error bars."
+AUTOMATIC: dict[Undone, ObjectiveName] = {
+    "nothing": "ambient",
+    "psf": "flow_diff",
+    "holes": "ambient_mask",
+    "both": "flow_diff",
+}
+"""What `training.choose_objective` chooses."""
+OBJECTIVES: dict[ObjectiveName, str] = {
+    "auto": "ambient for images that are only noisy, ambient_mask for holes, flow_diff for blur",
+    "ambient": "Adds noise to the noisy images and learns what they still tell; for images that are only noisy",
+    "ambient_mask": "Hides more of the voxels than are missing and learns to predict them; for images with holes",
+    "flow_diff": "A flow guesses the clean image behind each measurement, a diffusion model learns the guesses and "
+    "judges them in turn; for blur and holes, and the prior can draw from its own posterior at once",
+    "ambient_flow": "As flow_diff, with a second flow in the diffusion model's place; for blur and holes",
+    "sure_score": "Judges its own answers by an unbiased estimate of their error, and learns them as if they were "
+    "clean: smooth, but quick; for blur and holes",
+    "em": "Draws clean images with the prior so far, learns from them, and begins again: slow; for blur and holes",
+    "blind_spot": "Predicts voxels from their neighbours (Noise2Void), to compare with; the mean alone",
+    "noise2noise": "Predicts one time point of a field that does not move from another, to compare with; the mean "
+    "alone",
+}
+"""Those that a form without clean images can train by, and what they do."""
 LOSES_BELOW = "The prior to start from gives error bars; what comes of it will not, unless “Error bars too” is ticked."
 WAIT = 400
 """Milliseconds without a change of the form until the time is estimated."""
@@ -130,10 +162,7 @@ class TrainWidget(QWidget):
             self.preset.setItemData(self.preset.count() - 1, each.summary, Qt.ItemDataRole.ToolTipRole)
         self.preset.setCurrentText("balanced")
         self.error_bars = QCheckBox("Error bars too")
-        self.error_bars.setToolTip(
-            "A second stage teaches what lies below the noise: needed for error bars, draws, deconvolution and new "
-            "images"
-        )
+        self.error_bars.setToolTip(SECOND_STAGE)
         self.time = Message()
         self.keeps = Message()
         self.preview = LayerBox(self.viewer, "shapes", none="middle of the view")
@@ -164,10 +193,16 @@ class TrainWidget(QWidget):
             "What may change of the prior to start from: all weights, or only changes of this rank, which keep more of "
             "it where there are few images; 8 is a good start",
         )
-        for box in (self.preset, self.dims, self.size):
+        self.through = ThroughForm(self.viewer)
+        self.objective = QComboBox()
+        for objective, tip in OBJECTIVES.items():
+            self.objective.addItem("automatic" if objective == "auto" else objective, objective)
+            self.objective.setItemData(self.objective.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.objective.setToolTip("What the training minimises; automatic: by what the images are")
+        for box in (self.preset, self.dims, self.size, self.objective):
             make_narrow(box)
         self.train = QPushButton("Train")
-        self.train.setToolTip("Learn what the clean structures look like, from these images alone")
+        self.train.setToolTip(TRAIN)
         self.stop = QPushButton("Stop")
         self.stop.setToolTip("Stop, and keep what was learned so far")
         self.resume = QPushButton("Resume")
@@ -218,7 +253,10 @@ class TrainWidget(QWidget):
             ("Change", self.low_rank),
         ):
             more.addRow(title, field)
-        inside.addWidget(fold("Advanced", advanced))
+        more.addRow(self.through)
+        more.addRow("Objective", self.objective)
+        self.advanced = fold("Advanced", advanced)
+        inside.addWidget(self.advanced)
         buttons = QHBoxLayout()
         buttons.addWidget(self.train, 2)
         buttons.addWidget(self.stop, 1)
@@ -245,11 +283,12 @@ class TrainWidget(QWidget):
         self.source.changed.connect(self._source_changed)
         self.region.changed.connect(self._form_changed)
         self.noise.estimate.clicked.connect(self.estimate_noise)
-        for box in (self.preset, self.dims, self.size, self.noise.form):
+        for box in (self.preset, self.dims, self.size, self.noise.form, self.objective):
             box.currentIndexChanged.connect(self._form_changed)
         for number in (self.steps, self.batch, self.low_rank):
             number.valueChanged.connect(self._form_changed)
         self.origin.changed.connect(self._form_changed)
+        self.through.changed.connect(self._form_changed)
         self.error_bars.toggled.connect(self._form_changed)
         self.here.clicked.connect(self.move_preview)
         self.train.clicked.connect(self.start)
@@ -293,10 +332,16 @@ class TrainWidget(QWidget):
         if self.size.currentData() is not None:
             changes["size"] = cast(Size, self.size.currentData())
         changes |= {name: box.value() for name, box in (("steps", self.steps), ("batch", self.batch)) if box.value()}
-        changes["below"] = "auto" if self.error_bars.isChecked() else "none"
+        second = self.chosen_objective == "ambient" and self.error_bars.isChecked()
+        changes["below"] = "auto" if second else "none"
         if self.origin.prior is not None:
             changes["low_rank"] = self.low_rank.value()
         return preset(cast(PresetName, self.preset.currentData()), **changes)
+
+    @property
+    def chosen_objective(self) -> ObjectiveName:
+        """What will be minimised, also where it is chosen by what the images are."""
+        return AUTOMATIC[self.through.kind] if self._objective == "auto" else self._objective
 
     # ------------------------------------------------------------------------------------- what changed
 
@@ -306,6 +351,7 @@ class TrainWidget(QWidget):
         if shown != self._shown_source:  # a corrected voxel size leaves the noise as it is
             self._shown_source = shown
             self.noise.clear()
+        self.through.set_volume(self._first())
         if not self.name.isModified():
             self.name.setText(self._free_name())
         self._look_for_unfinished()
@@ -315,8 +361,12 @@ class TrainWidget(QWidget):
         if self._estimate is not None:
             self._estimate.cancel()
         if self.source.ready and not self.training:
-            self.time.say(TIMING)  # the time of other settings must not stand there
-            self._timer.start()
+            missing = self.through.missing
+            self.time.say(missing or TIMING)  # the time of other settings must not stand there
+            if missing:
+                self._timer.stop()
+            else:
+                self._timer.start()
         else:
             self._timer.stop()
             self.time.say("")
@@ -325,7 +375,9 @@ class TrainWidget(QWidget):
     def _refresh(self) -> None:
         """Enable what can be pressed now."""
         free = self.source.ready and not self.training and not self.origin.loading
-        self.train.setEnabled(free)
+        missing = self.through.missing
+        self.train.setEnabled(free and not missing)
+        self.train.setToolTip(missing or TRAIN)
         self.train.setText("Training…" if self.training else "Train")
         self.stop.setVisible(self.training)
         self.resume.setVisible(not self.training and self._unfinished is not None)
@@ -336,7 +388,7 @@ class TrainWidget(QWidget):
         self.noise.estimate.setText("Estimate noise" if self._fit is None else "Estimating…")
         self.here.setVisible(self.training)
         self.region.setEnabled(not self.training and self.source.layer is not None)
-        for part in (self.source, self.preset, self.error_bars, self.dims, self.size, self.steps):
+        for part in (self.source, self.preset, self.through, self.objective, self.dims, self.size, self.steps):
             part.setEnabled(not self.training)
         for other in (self.batch, self.seed, self.name, self.noise.found, self.origin, self.low_rank):
             other.setEnabled(not self.training)
@@ -344,8 +396,12 @@ class TrainWidget(QWidget):
         self.more.setRowVisible(self.low_rank, begins is not None)
         if begins is not None:
             self.size.setEnabled(False)  # the network is that of the prior to start from
+        name = self.chosen_objective
+        reason = "" if name == "ambient" else (NO_STAGE_NEEDED if name in ALL_LEVELS else NO_STAGE).format(name)
+        self.error_bars.setEnabled(not self.training and not reason)
+        self.error_bars.setToolTip(reason or SECOND_STAGE)
         loses = begins is not None and begins.knows_below and not self.error_bars.isChecked()
-        self.keeps.say(LOSES_BELOW if loses else "")
+        self.keeps.say(reason or (LOSES_BELOW if loses else ""))
 
     def _free_name(self) -> str:
         layer, files = self.source.layer, self.source.files
@@ -358,6 +414,14 @@ class TrainWidget(QWidget):
             number += 1
             name = f"{stem} {number}"
         return name
+
+    def _first(self) -> Volume | None:
+        """Give the first image; None where there is none, or the source form says what is wrong with it."""
+        try:
+            volumes = self.source.volumes() if self.source.ready else []
+        except (ValueError, OSError):  # shown in the form
+            return None
+        return volumes[0] if volumes else None
 
     def _volumes(self) -> list[Volume]:
         """Read the source; what is wrong with it is shown. Empty: nothing can be done."""
@@ -381,9 +445,13 @@ class TrainWidget(QWidget):
             return
         if not volumes:
             return
-        device = settings().device
-        key = self._time_key(config, volumes)
-        if key in self._times:
+        if self.through.missing:
+            self.time.say(self.through.missing)
+            return
+        device, objective = settings().device, self._objective
+        through = self.through.through(volumes[0])
+        key = self._time_key(config, volumes, through)
+        if key in self._times and through.measured is None:
             self._say_time(self._times[key])
             return
         noise = self.noise.models[0] if self.noise.models else None
@@ -393,16 +461,25 @@ class TrainWidget(QWidget):
         self.time.say(TIMING)
         budget = self._timing
 
-        def work(job: Job) -> Generator[TrainingTime, None, None]:
+        def work(job: Job) -> Generator[TrainingTime | str, None, None]:
             from napari_ambient.training_time import iter_estimate_time
 
-            yield from iter_estimate_time(volumes, noise, config=config, device=device, budget=budget)
+            operator = through.operator()
+            if through.measured is not None:
+                yield operator.describe()
+            yield from iter_estimate_time(
+                volumes, noise, objective=objective, operator=operator, config=config, device=device, budget=budget
+            )
 
         job = run(work, self, title="estimating the training time")
         self._estimate = job
 
-        def show(found: TrainingTime) -> None:
-            if job is self._estimate:
+        def show(found: TrainingTime | str) -> None:
+            if job is not self._estimate:
+                return
+            if isinstance(found, str):
+                self.through.words.say(f"{found[0].upper()}{found[1:]}.")
+            else:
                 self._say_time(found)
                 if found.final:
                     self._times[key] = found
@@ -416,8 +493,14 @@ class TrainWidget(QWidget):
         job.ended.connect(lambda: setattr(self, "_estimate", None) if job is self._estimate else None)
         job.start()
 
-    def _time_key(self, config: TrainConfig, volumes: list[Volume]) -> tuple[Any, ...]:
-        return replace(config, seed=0), settings().device, volumes[0].axes, volumes[0].shape
+    @property
+    def _objective(self) -> ObjectiveName:
+        return cast(ObjectiveName, self.objective.currentData())
+
+    def _time_key(self, config: TrainConfig, volumes: list[Volume], through: Through) -> tuple[Any, ...]:
+        blur = None if through.psf is None else through.psf.shape
+        what = self.chosen_objective, blur, through.measured is None
+        return replace(config, seed=0), settings().device, volumes[0].axes, volumes[0].shape, what
 
     def _say_time(self, found: TrainingTime) -> None:
         words = found.describe()
@@ -471,8 +554,8 @@ class TrainWidget(QWidget):
             region = None
             if self.region.layer is not None and self.source.layer is not None:
                 region = rectangle(self.region.layer, self.source.layer, volumes[0])
-            config = self.config()
-            estimate = self._times.get(self._time_key(config, volumes))
+            config, through = self.config(), self.through.through(volumes[0])
+            estimate = self._times.get(self._time_key(config, volumes, through))
             plan = Plan(
                 tuple(volumes),
                 config,
@@ -484,6 +567,8 @@ class TrainWidget(QWidget):
                 self.noise.given,
                 below_seconds=None if estimate is None else estimate.below_seconds,
                 start=self.origin.prior,
+                objective=self._objective,
+                through=through,
             )
             self._run(plan)
         except (ValueError, OSError) as error:
@@ -693,6 +778,8 @@ class TrainWidget(QWidget):
             form.source.box.choose(self.source.layer)
         if self._known is not None and self._known in list(priors_of(self.viewer)):
             form.prior.choose(self._known)
+            if self._prior is not None and undone_by(self._prior.record.operator) == self.through.kind != "nothing":
+                form.follow(self.through)
 
     # ------------------------------------------------------------------------------------- closing
 
