@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from napari_ambient import iter_save_volume, restore
-from napari_ambient.networks.unet import UNetArguments
 from napari_ambient.moments import Moments
+from napari_ambient.networks.unet import UNetArguments
 from napari_ambient.operators import Blur, Mask
 from napari_ambient.restoration import restore_part, take_draws, take_output
 from napari_ambient.restorer import RestorationError
