@@ -93,6 +93,7 @@ def test_resumed_is_uninterrupted(objective: ObjectiveName, tmp_path: Path) -> N
     options = {"objective": objective, "operator": BLUR, "config": CONFIG}
     whole = train(volume, NOISE, **options)
     for step in iter_train(volume, NOISE, folder=tmp_path / "a.prior", **options):
+        assert step.prior().knows_below == (step.index >= 2)  # from half of the training on
         if step.index == 2:
             break
     last = None

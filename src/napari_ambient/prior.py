@@ -157,8 +157,8 @@ class Prior:
     def knows_below(self) -> bool:
         """Whether a stage taught it what lies below the measurement's own noise, which draws need."""
         config = self.record.config
-        if self.record.objective in WHOLE:
-            return True
+        if self.record.objective in WHOLE:  # but not from its beginning on, which has guesses to learn from
+            return self.record.step >= int(config.get("steps", 0)) / 2
         if config.get("below", "none") == "none":
             return False
         # half of the stage, at least: a training that was stopped before has not learned it

@@ -447,7 +447,7 @@ def _check_below(prior: Prior) -> None:
     if not prior.knows_below:
         raise RestorationError(
             "this prior knows nothing below the noise of its data, which draws need; train it on with the stage below "
-            "(below='auto', --below auto)"
+            "(below='auto', --below auto), or to its end where it was stopped early (--resume)"
         )
 
 

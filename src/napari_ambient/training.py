@@ -273,7 +273,6 @@ class _Training:
             self.companion_average = AveragedModel(self.companion, avg_fn=_decay(config.average), use_buffers=False)
             self.companion_average.requires_grad_(False)
             trained += list(self.companion.parameters())
-        self.trained = trained
         self.optimiser = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, 0.99))
         self.history: list[dict[str, Any]] = []
         self.kind = objective

@@ -110,12 +110,7 @@ class AmbientMask(Ambient):
 
     def reconstruct(self, denoiser: Denoise, batch: Batch) -> Tensor:
         """See `Objective.reconstruct`."""
-        form = self.recorruption
-        sigma = torch.full((len(batch.counts),), form.sigma_y, device=batch.counts.device)
-        seen = form.measure(batch.counts, batch.valid)
-        return denoiser(
-            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=batch.valid
-        )
+        return self.answer(denoiser, self.recorruption.measure(batch.counts, batch.valid), batch, batch.valid)
 
     def _keep(self, batch: Batch, generator: torch.Generator) -> Tensor:
         draw = torch.rand(batch.counts.shape, generator=generator, device=generator.device).to(batch.counts.device)

@@ -9,8 +9,8 @@ needs a second-order SDE sampler: ancestral steps lose variance, and each round 
 A component of variance S converges as (1 - g²) per round, g = S/(S + sigma_y²): detail far below the noise cannot be
 learned from noisy data alone. For the same reason whatever a round gets wrong is magnified 1/g² times where the rounds
 settle: on two modes of spread 0.20 under noise of 0.5, twelve rounds ended at 0.09 (`benchmarks/below_sigma.py`), where
-consistency, which has no rounds, gave 0.20; on images its error bars are a third too wide. So it is there for
-comparison, and consistency is the rule. The ambient loss stays on, so that D at sigma_y keeps what it learned.
+consistency, which has no rounds, gave 0.20; on images its error bars are a quarter to a half too wide. So it is there
+for comparison, and consistency is the rule. The ambient loss stays on, so that D at sigma_y keeps what it learned.
 """
 
 from __future__ import annotations

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from napari_ambient.operators import Operator, OperatorError
 
-LEAST = 1e-3  # of the light of a bright, even image, below which a voxel counts as not measured
-
 
 @dataclass(frozen=True)
 class View:
