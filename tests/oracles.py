@@ -25,7 +25,9 @@ class SpectralGain:
 
     def __call__(self, x: Tensor, gain: Tensor) -> Tensor:
         """Filter images (B, 1, Y, X)."""
-        return torch.fft.ifft2(torch.fft.fft2(x) * gain[self.ring]).real
+        half = self.ring[:, : self.ring.shape[1] // 2 + 1]
+        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * gain[half], s=self.ring.shape)
+        return filtered
 
     def ring_mean(self, values: Tensor) -> Tensor:
         """Average a map over frequencies in each ring."""

@@ -25,7 +25,7 @@ Specimen = Callable[..., Array]
 
 
 @functools.cache
-def field(specimen: Specimen, seed: int, size: int = 160) -> Array:
+def field(specimen: Specimen, seed: int, size: int = 128) -> Array:
     """Draw a blurred specimen in scaled intensity, 2 √(1 + photons), 20 photons at its brightest."""
     image = np.maximum(blur(specimen((size, size), seed), gaussian_psf((0.1, 0.1))), 0)
     return np.asarray(2 * np.sqrt(1 + 20 * image / np.percentile(image, 99.5)), dtype=np.float32)
@@ -60,7 +60,7 @@ def copies(images: Sequence[Array], count: int, rng: np.random.Generator, *, noi
 
 
 def inner(images: Sequence[Array]) -> Array:
-    return np.stack([image[48:112, 48:112] for image in images])
+    return np.stack([image[32:96, 32:96] for image in images])
 
 
 # ------------------------------------------------------------------------------------------------ the search
@@ -356,14 +356,14 @@ def honest_for_any_size(noisy: Tensor, level: float) -> Tensor:
 def test_too_many_voxels_are_sampled_and_said(rng: np.random.Generator) -> None:
     training, unseen = fields(filaments, 0, 4), fields(filaments, 50, 2)
     samples = copies(training, 8, rng)
-    result = audit(samples, training, unseen, sigma=1.0, most_voxels=2 * 160 * 160, most_patches=32)
+    result = audit(samples, training, unseen, sigma=1.0, most_voxels=2 * 128 * 128, most_patches=32)
     assert any(note.startswith("50 % of the training voxels were looked at") for note in result.notes)
     # Half of the copies have their original among what was searched; all are numbered as they were given.
     assert result.verdict == "memorised"
     for pair in result.pairs[: result.copies]:
         window = training[pair.training.image][tuple(slice(a, a + 32) for a in pair.training.position)]
         assert np.sort(window.ravel()) == pytest.approx(np.sort(pair.training.patch.ravel()))
-    region = audit(samples, training, unseen, sigma=1.0, most_voxels=100 * 100, most_patches=16)
+    region = audit(samples, training, unseen, sigma=1.0, most_voxels=80 * 80, most_patches=16)
     assert any(note.startswith("9.8 % of the training voxels") for note in region.notes)
     for pair in region.pairs:
         window = training[pair.training.image][tuple(slice(a, a + 32) for a in pair.training.position)]
@@ -375,7 +375,7 @@ def test_refusals() -> None:
     samples = inner(good)
     with pytest.raises(ValueError, match="held_out is empty; give images that the prior was not trained on"):
         audit(samples, good, [], sigma=1.0)
-    with pytest.raises(ValueError, match=r"training\[0\] has shape \(4, 160, 160\)"):
+    with pytest.raises(ValueError, match=r"training\[0\] has shape \(4, 128, 128\)"):
         audit(samples, [np.stack([good[0]] * 4)], good, sigma=1.0)
     with pytest.raises(ValueError, match=r"sigma is 0\.0"):
         audit(samples, good, good, sigma=0.0)
@@ -384,9 +384,9 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"patch is \(80, 80\).*\(64, 64\)"):
         audit(samples, good, good, sigma=1.0, patch=(80, 80))
     with pytest.raises(ValueError, match="training images are constant"):
-        audit(samples, [np.full((160, 160), 0.1, dtype=np.float32)], good, sigma=1.0)
+        audit(samples, [np.full((128, 128), 0.1, dtype=np.float32)], good, sigma=1.0)
     with pytest.raises(ValueError, match="held-out images are blank"):
-        audit(samples, good, [np.full((160, 160), 0.1, dtype=np.float32)], sigma=1.0)
+        audit(samples, good, [np.full((128, 128), 0.1, dtype=np.float32)], sigma=1.0)
     with pytest.raises(ValueError, match=r"samples\[1\] has voxels that are not finite"):
         audit(np.stack([samples[0], np.full_like(samples[0], np.nan)]), good, good, sigma=1.0)
     with pytest.raises(ValueError, match="restore gave shape"):

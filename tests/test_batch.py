@@ -14,8 +14,10 @@ import torch
 from napari_ambient import restore
 from napari_ambient.batch import find_files, iter_batch, output_path, restore_files
 from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.measurement import with_holes
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
+from napari_ambient.operators import Downsample, Mask
 from napari_ambient.prior import Prior, Record
 from napari_ambient.volumes import Volume, VolumeError, open_volume, save_volume
 
@@ -145,7 +147,112 @@ def test_files_are_restored_as_by_restore(tmp_path: Path, method: str) -> None:
     expected = restore(open_volume(source), make_prior(), **options).data.compute()
     np.testing.assert_allclose(open_volume(target).data.compute(), expected, rtol=1e-6)
     assert [p.name for p in target.parent.iterdir()] == ["a.ome.zarr"]
-    assert told[-1][0] == told[-1][1] == len(told) == (3 if method == "mean" else 3 * 2 * 3)
+    # before and while a slow call lasts the same is told again
+    assert told[-1][0] == told[-1][1] == len({done for done, _ in told} - {0}) == (3 if method == "mean" else 3 * 2 * 3)
+
+
+def states(jobs: list[tuple[Path, Path]], prior: Prior, **options: Any) -> tuple[str, str]:
+    (*_, last) = restore_files(jobs, prior, **options)
+    return last.state, last.message
+
+
+DRAWN: dict[str, Any] = {"method": "samples", "draws": 2, "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        ({}, {**DRAWN}, "method mean instead of samples"),
+        ({}, {"dtype": "input"}, "type float32 instead of uint16"),
+        ({}, {"noise": "fit"}, "noise the prior's instead of fitted to the file"),
+        (DRAWN, {**DRAWN, "draws": 3}, "draws 2 instead of 3"),
+        (DRAWN, {**DRAWN, "steps": 4}, "steps 3 instead of 4"),
+        (DRAWN, {**DRAWN, "seed": 3}, "seed 0 instead of 3"),
+        (DRAWN, {**DRAWN, "outputs": ["mean", "q05"]}, "outputs mean std instead of mean q05"),
+        (DRAWN, {**DRAWN, "recalibrate": True}, "error bars not recalibrated"),
+        (DRAWN, {**DRAWN, "operator": lambda _: Downsample(2)}, "none instead of downsample"),
+        (
+            {**DRAWN, "operator": lambda _: Mask(np.eye(24) == 0)},
+            {**DRAWN, "operator": lambda _: Mask(np.eye(24) > 0)},
+            "another PSF, mask or pixel size",
+        ),
+        (
+            {**DRAWN, "operator": lambda _: Downsample(2)},
+            {**DRAWN, "operator": lambda _: Downsample(2), "posterior": "mmps"},
+            "posterior method split_gibbs instead of mmps",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_result_made_with_other_settings_is_not_skipped(
+    tmp_path: Path, first: dict[str, Any], then: dict[str, Any], words: str
+) -> None:
+    """It fails, says what differs and is left alone; with the same settings it is skipped, nothing is drawn."""
+    job = (make_stack(tmp_path / "a.tif"), tmp_path / "out.ome.tif")
+    assert states([job], make_prior(), **first) == ("finished", "")
+    made = job[1].read_bytes()
+    told: list[object] = []
+    assert states([job], make_prior(), watch=lambda *seen: told.append(seen), **first)[0] == "skipped"
+    state, message = states([job], make_prior(), watch=lambda *seen: told.append(seen), **then)
+    assert state == "failed"
+    assert words in message
+    assert "(--overwrite; in napari without" in message
+    assert message.count(" instead of ") <= 1  # what follows from one difference is not told beside it
+    assert not told
+    assert job[1].read_bytes() == made
+
+
+def test_another_prior_image_or_mask_is_seen(tmp_path: Path) -> None:
+    """Not only the options: prior, the image's size and voxel size, and holes that were cut in; overwriting helps."""
+    job = (make_stack(tmp_path / "a.tif"), tmp_path / "out.ome.zarr")
+    prior = make_prior()
+    assert states([job], prior)[0] == "finished"
+    other = make_prior()
+    with torch.no_grad():
+        next(other.denoiser.parameters()).mul_(1.01)
+    assert states([job], other) == ("failed", states([job], other)[1])
+    assert "another prior" in states([job], other)[1]
+    assert "gain" not in states([job], other)[1]
+    finer = {"open_": lambda path: open_volume(path, voxel_size=(0.2, 0.2))}
+    assert "voxel size unknown × unknown instead of 0.2 × 0.2 µm" in states([job], prior, **finer)[1]
+
+    def hole(volume: Volume) -> Volume:
+        return with_holes(volume, Volume.from_array(np.ones((3, 24, 24), np.uint8), "TYX"))
+
+    assert "before (such as another mask)" in states([job], prior, prepare=hole)[1]
+    tifffile.imwrite(job[0], np.full((2, 24, 24), 108, np.uint16), metadata={"axes": "TYX"}, imagej=True)
+    assert "3 × 24 × 24 voxels instead of 2 × 24 × 24" in states([job], prior)[1]
+    assert states([job], prior, overwrite=True)[0] == "finished"
+    assert states([job], prior)[0] == "skipped"
+    # what somebody else put there
+    save_volume(job[1], Volume.from_array(np.zeros((2, 24, 24), np.uint16), "TYX"), overwrite=True)
+    assert "does not say that it was restored" in states([job], prior)[1]
+
+
+def test_channels_without_names_are_told_apart(tmp_path: Path) -> None:
+    """The first channel of a file is not taken for the second one."""
+    counts = (100 + 2 * np.random.default_rng(1).poisson(4, (2, 24, 24))).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", counts, metadata={"axes": "CYX"}, imagej=True)
+    job = (tmp_path / "a.tif", tmp_path / "out.ome.tif")
+    first, second = ({"open_": lambda path, c=c: open_volume(path, channel=c)} for c in (0, 1))
+    assert states([job], make_prior(), **first)[0] == "finished"
+    assert states([job], make_prior(), **first)[0] == "skipped"
+    assert "channels 0 instead of 1" in states([job], make_prior(), **second)[1]
+
+
+def test_measured_in_each_file_and_not_again(tmp_path: Path) -> None:
+    """A result whose noise was fitted to it is skipped when the noise is to be fitted; fitting it is not repeated."""
+    big = (100 + 2 * np.random.default_rng(0).poisson(np.linspace(1, 30, 64), (4, 64, 64))).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", big, metadata={"axes": "TYX"}, imagej=True)
+    job = (tmp_path / "a.tif", tmp_path / "out.ome.tif")
+    seen: list[object] = []
+    options: dict[str, Any] = {"noise": "fit", "look": lambda volume, models: seen.append(models)}
+    assert states([job], make_prior(), **options)[0] == "finished"
+    assert len(seen) == 1
+    assert seen[0] is not None
+    assert states([job], make_prior(), **options)[0] == "skipped"
+    assert len(seen) == 1
+    assert "noise fitted to the file instead of the prior's" in states([job], make_prior())[1]
 
 
 def test_a_watcher_that_raises_ends_the_batch(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tifffile
 
 from napari_ambient import load_prior, open_volume, restore
 from napari_ambient.cli import main
+from test_uncertainty import make_prior
 
 TINY = ["--steps", "4", "--batch", "2", "--patch", "16", "16", "--precision", "float32", "--device", "cpu"]
 
@@ -54,6 +55,15 @@ def test_train_restore_info(stack: Path, tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert run("restore", prior, stack, "-o", tmp_path / "out") == 0
     assert "skipped" in capsys.readouterr().out
+    made = (tmp_path / "out" / "waves_restored.ome.tif").read_bytes()
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--dtype", "input") == 1
+    said = capsys.readouterr()
+    assert "skipped" not in said.out
+    assert "made with other settings (type float32 instead of uint16)" in said.err
+    assert "--overwrite" in said.err
+    assert (tmp_path / "out" / "waves_restored.ome.tif").read_bytes() == made
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--dtype", "input", "--overwrite") == 0
+    capsys.readouterr()
     assert run("info", prior) == 0
     text = capsys.readouterr().out
     assert "thinning form, 4 steps" in text
@@ -136,11 +146,16 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     """Every command and option says what it is for."""
     assert run("--help") == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "restore", "fit-noise", "info", "demo"))
+    assert all(name in text for name in ("train", "restore", "fit-noise", "info", "demo", "Exit codes"))
     assert run("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Optimiser steps" in text
     assert "blind-spot" in text or "blind_spot" in text
+    # settings of one kind stand together, so that the few that everybody needs are found
+    assert text.index("--output") < text.index("Reading the images") < text.index("--axes")
+    assert text.index("Noise of the camera") < text.index("--gain") < text.index("Blur, holes and finer pixels")
+    assert text.index("--na ") < text.rindex("Training in detail") < text.index("--learning-rate")
+    assert "--no-" not in text
 
 
 def _hear_interrupts() -> None:
@@ -170,7 +185,7 @@ def test_interrupted_training_is_usable_and_resumes(stack: Path, tmp_path: Path)
     assert 4 <= stopped < 300
     assert (folder / "checkpoint.safetensors").exists()
     again = [*program, "-o", str(folder), *options, "--resume"]
-    done = subprocess.run(again, capture_output=True, env=environment, check=False, timeout=120)
+    done = subprocess.run(again, capture_output=True, env=environment, check=False, timeout=250)
     assert done.returncode == 0, done.stderr
     assert load_prior(folder).record.step == 300
     assert not (folder / "checkpoint.safetensors").exists()
@@ -216,9 +231,7 @@ def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytes
     assert "nothing was held out" in said
 
 
-def test_what_needs_the_stage_below_says_so(
-    stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_needs_the_stage_below_says_so(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A prior without it gives means only, and the message says how to train it on."""
     prior = trained(stack, tmp_path)
     assert run("sample", prior, "-o", tmp_path / "new.ome.tif") == 2
@@ -229,11 +242,57 @@ def test_what_needs_the_stage_below_says_so(
     assert "one network call cannot undo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--draws", 3, "--seed", 1], 2, "--draws and --seed: about draws, and none are made; add --method samples"),
+        (["--psf", "nowhere.tif"], 2, "--psf nowhere.tif: there is no such file"),
+        (["--mask", "nowhere.tif"], 2, "--mask nowhere.tif: there is no such file"),
+        (
+            ["--mask", "small.tif"],
+            1,
+            "the mask small has axes YX (40, 48), waves TYX (4, 48, 48); give one of the same",
+        ),
+        (["--mask", "unnamed.tif"], 1, "whose file names these axes"),
+        (["--finer", 0], 1, "pixels that are 0 times finer (--finer) cannot be made"),
+        (["--method", "samples", "--draws", 1], 1, "give 2 or more, 8 are usual; 1 is enough for the mean alone"),
+        (["--method", "samples", "--posterior", "dps", "--finer", 2], 1, "no error bar; ask for the mean alone"),
+        (["--psf", "negative.tif", "--psf-is", "computed"], 1, "values of the PSF are below 0"),
+        (["--psf", "dark.tif"], 1, "the PSF is 0 everywhere; give the image of a bead"),
+    ],
+)
+def test_restoring_in_a_way_that_cannot_be(
+    options: list[object],
+    code: int,
+    message: str,
+    stack: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is said in the words of the command line what came and what to do; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    make_prior().save(tmp_path / "a.prior")
+    images = {
+        "small": np.ones((40, 48), np.uint8),
+        "unnamed": np.ones((4, 48, 48), np.uint8),
+        "negative": np.pad(np.ones((3, 3), np.float32), 3) - 0.5,
+        "dark": np.zeros((9, 9), np.float32),
+    }
+    for name, values in images.items():
+        tifffile.imwrite(f"{name}.tif", values, photometric="minisblack")
+    assert run("restore", "a.prior", stack, "-o", "out", "--device", "cpu", *options) == code
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("out/*.tif"))
+
+
 def test_blurred_stacks_from_training_to_one_call(
     stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--psf` in training learns what was before the blur; the posterior of its own answers for that PSF alone."""
-    line = np.exp(-np.linspace(-1.5, 1.5, 5) ** 2)
+    line = np.exp(-(np.linspace(-1.5, 1.5, 5) ** 2))
     bead = tmp_path / "bead.tif"
     tifffile.imwrite(bead, np.outer(line, line).astype(np.float32))
     prior = tmp_path / "sharp.prior"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_ambient.measurement import Optics, computed_psf, operator_for, with_holes
+from napari_ambient.measurement import Optics, computed_psf, mask_of_each, operator_for, with_holes
 from napari_ambient.noise_fit import fit_channels
 from napari_ambient.operators import Blur, Downsample, Identity, Mask, Operator
 from napari_ambient.point_spread import prepare
@@ -101,12 +101,20 @@ def test_masks_of_every_time_point_become_holes(rng: np.random.Generator) -> Non
     counts = rng.poisson(5, (3, 2, 8, 6)).astype(np.uint16)
     volume = Volume.from_array(counts, "TCYX", name="cells")
     measured = rng.random((3, 8, 6)) > 0.4
-    holed = with_holes(volume, Volume.from_array(measured.astype(np.uint8), "TYX"))
-    assert holed is not None
+    mask = Volume.from_array(measured.astype(np.uint8), "TYX", name="scan")
+    assert mask_of_each(mask)
+    assert not mask_of_each(Volume.from_array(measured.astype(np.uint8), "ZYX"))
+    holed = with_holes(volume, mask)
     values = np.asarray(holed.data)
     np.testing.assert_array_equal(np.isfinite(values), np.broadcast_to(measured[:, None], values.shape))
     np.testing.assert_array_equal(values[np.isfinite(values)], counts[np.isfinite(values)])
     assert holed.axes == volume.axes
-    assert with_holes(volume, Volume.from_array(measured[:1].astype(np.uint8), "TYX")) is None
+    # the history tells masks apart, and does not depend on how the same one is stored
+    assert holed.history[-1]["source"] == "scan"
+    digests = [
+        with_holes(volume, Volume.from_array(given, "TYX")).history[-1]["sha256"]
+        for given in (measured, measured.astype(np.uint16) * 300, ~measured)
+    ]
+    assert digests[0] == digests[1] == holed.history[-1]["sha256"] != digests[2]
     with pytest.raises(ValueError, match="same size along T"):
         with_holes(volume, Volume.from_array(np.ones((2, 8, 6), np.uint8), "TYX"))

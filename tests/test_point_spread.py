@@ -203,25 +203,28 @@ def test_depth_aberrates() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"na": 1.515}, r"na is 1.515, refractive_index 1.515; .*below the index of the immersion.*oil 1.515"),
-        ({"na": 1.4, "refractive_index": 1.33}, "na is 1.4, refractive_index 1.33"),
-        ({"na": 0.0}, "na is 0"),
-        ({"na": math.nan}, "na is nan"),
-        ({"refractive_index": 0.5}, "refractive_index is 0.5"),
-        ({"wavelength_nm": 0.52}, "wavelength_nm is 0.52; give nanometres"),
+        (
+            {"na": 1.515},
+            r"aperture is 1.515, the refractive index 1.515; .*below the index of the immersion.*oil 1.515",
+        ),
+        ({"na": 1.4, "refractive_index": 1.33}, "aperture is 1.4, the refractive index 1.33"),
+        ({"na": 0.0}, "aperture is 0"),
+        ({"na": math.nan}, "aperture is nan"),
+        ({"refractive_index": 0.5}, "index of the immersion is 0.5"),
+        ({"wavelength_nm": 0.52}, "emission wavelength is 0.52; give nanometres"),
         ({"voxel_size_um": (100, 65, 65)}, "give micrometres"),
         ({"voxel_size_um": (0.0, 0.1, 0.1)}, "above 0"),
         ({"voxel_size_um": (0.1, 0.1)}, r"a PSF in 3D needs \(Z, Y, X\)"),
         ({"dims": 4}, "dims is 4; choose 2"),
         ({"shape": (10, 11, 11)}, "odd so that there is a middle voxel"),
         ({"shape": (11, 11)}, r"give \(Z, Y, X\)"),
-        ({"depth_um": -1}, "depth_um is -1"),
-        ({"specimen_index": 3.0}, "specimen_index is 3.0"),
+        ({"depth_um": -1}, "depth is -1"),
+        ({"specimen_index": 3.0}, "index of the specimen is 3.0"),
         ({"kind": "sted"}, "choose widefield, confocal or light-sheet"),
-        ({"kind": "confocal"}, "needs excitation_nm"),
-        ({"kind": "confocal", "excitation_nm": 0.488}, "excitation_nm is 0.488; give nanometres"),
-        ({"kind": "confocal", "excitation_nm": 488, "pinhole_airy": -1}, "pinhole_airy is -1"),
-        ({"kind": "light-sheet"}, "sheet_thickness_um is None"),
+        ({"kind": "confocal"}, "needs the excitation wavelength"),
+        ({"kind": "confocal", "excitation_nm": 0.488}, "excitation wavelength is 0.488; give nanometres"),
+        ({"kind": "confocal", "excitation_nm": 488, "pinhole_airy": -1}, "pinhole is -1"),
+        ({"kind": "light-sheet"}, "thickness of the light sheet is None"),
     ],
 )
 def test_impossible_optics_are_refused(change: dict[str, Any], message: str) -> None:
@@ -357,6 +360,8 @@ HAZY = 1000 * spot((64, 64), (32, 32), (1.5, 1.5)) + 50 * spot((64, 64), (32, 32
         (lambda: prepare(np.random.default_rng(0).normal(100, 5, (64, 64))), "no light rises"),
         (lambda: prepare(BEAD, background="corner"), "choose 'border', a number, or None"),  # type: ignore[arg-type]
         (lambda: prepare(BEAD, crop_energy=0.0), "crop_energy is 0"),
+        (lambda: prepare(BEAD - 300, background=None), r"\d+ values of the PSF are below 0.*--psf-is bead"),
+        (lambda: prepare(-BEAD, background=None), "no light rises"),
         (lambda: prepare(BEAD[15:]), "touches the border along Y"),
         (lambda: prepare(BEAD[:, :17], background=100.0), "touches the border along X"),
         (lambda: prepare(np.tile(BEAD, (2, 1))), "several beads"),
@@ -366,3 +371,10 @@ HAZY = 1000 * spot((64, 64), (32, 32), (1.5, 1.5)) + 50 * spot((64, 64), (32, 32
 def test_unusable_beads_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(PointSpreadError, match=message):
         make()
+
+
+def test_what_rounding_left_below_zero_is_set_to_zero() -> None:
+    """A computed PSF that was interpolated has small negative values; they are no light."""
+    psf = spot((15, 15), (7, 7), (1.5, 1.5))
+    given = psf - 1e-7 * psf.max()
+    np.testing.assert_allclose(prepare(given, background=None), prepare(psf, background=None), atol=1e-5)

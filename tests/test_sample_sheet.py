@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,9 @@ from napari_ambient import restore
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
+from napari_ambient.operators import Blur, Downsample, Operator
 from napari_ambient.prior import Prior, PriorError, Record
+from napari_ambient.restorer import RestorationError
 from napari_ambient.sample_sheet import cell_shape, contrast, lay_out, training_crops
 from napari_ambient.volumes import Volume, VolumeError
 
@@ -114,6 +117,26 @@ def test_denoised_crops_are_cut_from_the_restoration() -> None:
     # float32 sums in another order
     assert np.abs(windows - crop).max(axis=(2, 3)).min() < 1e-3
     assert np.abs(volume.data[0].compute().astype(float).std() - crop.std()) > 1e-3
+
+
+@pytest.mark.parametrize("operator", [Blur(np.full((3, 3), 1 / 9)), Downsample(2)], ids=["blur", "coarse pixels"])
+def test_crops_of_a_prior_through_an_operator_are_of_what_was_before_it(operator: Operator) -> None:
+    """They are cut from the reconstruction, on the clean grid; without the operator it is asked for."""
+    volume = Volume.from_array(counts((2, 40, 44)), "TYX")
+    plain = make_prior()
+    prior = replace(plain, record=replace(plain.record, objective="sure_score", operator=operator.to_dict()))
+    crops = list(training_crops([volume], prior, (24, 24), count=2, operator=operator, seed=1))
+    whole = restore(volume, prior, operator=operator, method="amortised", outputs=["mean"]).data.compute()
+    assert whole.shape[-2:] == operator.input_shape((40, 44))
+    windows = np.lib.stride_tricks.sliding_window_view(np.squeeze(whole), (1, 24, 24))[:, :, :, 0]
+    for crop in crops:
+        assert crop.shape == (24, 24)
+        # float32 sums in another order
+        assert np.abs(windows - crop).max(axis=(-2, -1)).min() < 1e-3
+    with pytest.raises(RestorationError, match="operator of the training"):
+        next(training_crops([volume], prior, (24, 24), count=1))
+    (raw,) = training_crops([volume], prior, (16, 16), count=1, shown="raw")
+    assert raw.shape == (16, 16)
 
 
 def test_crops_of_what_is_too_small_or_flat() -> None:

@@ -15,9 +15,12 @@ import torch
 from napari_ambient import Volume, training_time
 from napari_ambient.choices import Below
 from napari_ambient.cli import AskedConfig, app
+from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.objectives.draw_stage import DrawStage
 from napari_ambient.operators import Blur, Mask
+from napari_ambient.prior import Prior, Record
 from napari_ambient.train_config import PRESETS, TrainConfig, TrainingError, preset
 from napari_ambient.training import iter_train
 from napari_ambient.training_time import TrainingTime, estimate_time, in_words, iter_estimate_time
@@ -91,6 +94,7 @@ def test_the_sum_is_that_of_the_stages() -> None:
     assert found.describe() == (
         "about 3 minutes on this CPU (2 threads), 60 seconds of it for error bars; 20 steps per second"
     )
+    assert replace(found, step_seconds=1.0).describe().endswith("; 1 step per second")
     assert "2.5 seconds per step" in replace(found, step_seconds=2.5).describe()
 
 
@@ -131,7 +135,7 @@ def test_a_full_buffer_is_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
     def watched(self: DrawStage, *arguments: Any) -> Any:
         before = self.buffer._next, len(self.buffer)
         result = losses(self, *arguments)
-        seen.append((self._steps, (self.buffer._next, len(self.buffer)) != before))
+        seen.append((self.buffer._steps, (self.buffer._next, len(self.buffer)) != before))
         return result
 
     monkeypatch.setattr(DrawStage, "losses", watched)
@@ -192,6 +196,44 @@ def test_much_read_noise_changes_the_form() -> None:
     photons = NoiseModel(gain=1.0, intercept=-100.0, photons=1.0)
     assert photons.form == "thinning"
     assert photons.with_line(1.0, 80.0, 100.5).form == "gaussian"
+
+
+def tiny_prior(widths: tuple[int, ...] = (8, 8, 8), *, dims: int = 2) -> Prior:
+    network = UNet(UNetArguments(dims=dims, widths=widths, strides=((2,) * dims,) * 3))
+    return Prior(Denoiser(network, [Scale(4.9, 1.5)]), (NOISE,), Record("ambient", "thinning", "TYX", {}))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_fine_tuning_is_timed_with_the_network_that_it_begins_with(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Not with one of the size in the form; in both stages, and with as many weights as will change."""
+    timed: list[tuple[Any, int]] = []
+    steps = training_time.iter_train
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for step in steps(*arguments, **options):
+            denoiser = step._training.denoiser
+            timed.append((denoiser.arguments.widths, sum(p.numel() for p in denoiser.parameters() if p.requires_grad)))
+            yield step
+
+    monkeypatch.setattr(training_time, "iter_train", watched)
+    config = replace(TINY, below="auto", low_rank=rank)
+    begin = tiny_prior()
+    found = estimate_time(noisy(), NOISE, start=begin, config=config, device="cpu", budget=0.1)
+    assert found.below_seconds > 0
+    assert {widths for widths, _ in timed} == {(8, 8, 8)}
+    whole = sum(p.numel() for p in begin.denoiser.parameters())
+    assert {count for _, count in timed} == {whole} if rank == 0 else all(count < whole for _, count in timed)
+    # from scratch the size in the form counts
+    timed.clear()
+    estimate_time(noisy(), NOISE, config=replace(config, low_rank=0), device="cpu", budget=0.1)
+    assert (8, 8, 8) not in {widths for widths, _ in timed}
+
+
+def test_a_prior_of_other_images_is_refused_before() -> None:
+    with pytest.raises(TrainingError, match="the prior to start from sees 3D images"):
+        estimate_time(noisy(), NOISE, start=tiny_prior(dims=3), config=TINY, device="cpu", budget=0.1)
 
 
 def test_the_objective_and_the_operator_are_timed() -> None:

@@ -15,13 +15,13 @@ from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.moments import Moments
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
-from napari_ambient.operators import Blur, Downsample
+from napari_ambient.operators import Blur, Downsample, Mask
 from napari_ambient.prior import Prior, PriorError, Record
 from napari_ambient.recorruption import Thinning
-from napari_ambient.restorer import RestorationError
+from napari_ambient.restorer import RestorationError, RestorationWarning
 from napari_ambient.sampling import LONGEST, keyed_noise, posterior_draw
 from napari_ambient.uncertainty import work_folder
-from napari_ambient.volumes import Volume
+from napari_ambient.volumes import Volume, open_volume, save_volume
 
 NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
 FLAT = UNetArguments(widths=(8, 8, 8))
@@ -182,6 +182,30 @@ def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(mine, restore(given, prior, **{**options, **more}).data.compute())
 
 
+def test_draws_kept_behind_one_operator_are_not_those_of_another(tmp_path: Path) -> None:
+    """A run through an operator that was killed goes on with what it has, and with nothing made otherwise."""
+    prior, work = make_prior(), work_folder(tmp_path / "out.tif")
+    volume = Volume.from_array(counts((20, 24)), "YX")
+    options = {"method": "samples", "draws": 2, "steps": 2}
+    masks = [Mask(np.eye(20, 24) == 0), Mask(np.eye(20, 24, 1) == 0)]
+
+    def calls(**more: object) -> int:
+        told: list[tuple[int, int]] = []
+        made = restore(volume, prior, work=work, watch=lambda *seen: told.append(seen), **options, **more)
+        np.testing.assert_array_equal(made.data.compute(), restore(volume, prior, **options, **more).data.compute())
+        return len({done for done, _ in told} - {0})
+
+    first = calls(operator=masks[0])
+    kept = sorted(work.glob("*.npy"))
+    assert len(kept) == 2
+    kept[1].unlink()  # as if it had been killed before the second draw
+    assert calls(operator=masks[0]) == first / 2 + 1  # the draw that is there is told of once
+    for more in ({"operator": masks[1]}, {"operator": Blur(np.full((3, 3), 1 / 9))}, {}):
+        before = len(list(work.glob("*.npy")))
+        calls(**more)
+        assert len(list(work.glob("*.npy"))) == before + 2
+
+
 def test_through_an_operator() -> None:
     """Holes, blur and coarser pixels: shapes, voxel size, and the same draws whatever the tiles."""
     prior = make_prior()
@@ -249,6 +273,61 @@ def test_one_channel_of_a_prior() -> None:
     np.testing.assert_allclose(alone, whole[1], rtol=1e-5)
     with pytest.raises(PriorError, match="choose 0 to 1"):
         both.channel("gfp")
+
+
+@pytest.mark.parametrize("operator", [None, Blur(np.full((3, 3), 1 / 9))], ids=["noise", "blur"])
+def test_a_channel_taken_out_has_the_draws_of_the_whole(tmp_path: Path, operator: Blur | None) -> None:
+    """Noise belongs to the channel's number in the file, whether it is restored alone or with the others."""
+    prior = make_prior()
+    path = save_volume(tmp_path / "two.ome.tif", Volume.from_array(counts((2, 40, 36)), "CYX"))
+    options = {"method": "samples", "draws": 2, "steps": 3, "outputs": ["draws"], "operator": operator}
+    whole = restore(open_volume(path), prior, **options).data.compute()
+    for c in (0, 1):
+        for volume in (open_volume(path, channel=c), open_volume(path).channel(c)):
+            alone = restore(volume, prior, **options)
+            np.testing.assert_array_equal(alone.data.compute(), whole[2 * c : 2 * c + 2])
+            assert alone.history[-1]["channels"] == [c]
+    # negative control: as the first channel of its own file it gets the first one's noise
+    other = Volume.from_array(np.asarray(open_volume(path, channel=1).data), "YX")
+    assert np.abs(restore(other, prior, **options).data.compute() - whole[2:]).max() > 0.1
+
+
+def test_planes_with_their_neighbours_behind_an_operator_are_warned_of() -> None:
+    """2.5D draws through a blur or holes are overconfident: said, and kept in the history; not so without them."""
+    slices, blur = make_prior(SLICES), Blur(np.full((3, 3), 1 / 9))
+    volume = Volume.from_array(counts((4, 20, 24)), "ZYX")
+    options = {"method": "samples", "draws": 2, "steps": 2}
+    with pytest.warns(RestorationWarning, match=r"2\.5D.*too narrow.*--dims 2D or 3D"):
+        result = restore(volume, slices, operator=blur, **options)
+    assert "--dims 2D or 3D" in result.history[-1]["notes"][0]
+    holed = np.asarray(volume.data).astype(np.float32)
+    holed[1, 3, 3] = np.nan
+    with pytest.warns(RestorationWarning, match="too narrow"):
+        restore(Volume.from_array(holed, "ZYX"), slices, **options).data.compute(scheduler="synchronous")
+    # warnings are errors here: these give none
+    assert "notes" not in restore(volume, slices, **options).history[-1]
+    for arguments in (FLAT, SOLID):
+        assert "notes" not in restore(volume, make_prior(arguments), operator=blur, **options).history[-1]
+
+
+def test_a_psf_wider_than_the_image_and_images_without_data() -> None:
+    """The first is warned of; the second has nothing to restore, and is refused with its place."""
+    prior = make_prior()
+    volume = Volume.from_array(counts((2, 20, 24)), "TYX")
+    options = {"method": "samples", "draws": 2, "steps": 2}
+    psf = np.full((1, 43), 1 / 43)
+    restore(volume, prior, operator=Blur(psf), **options)
+    psf = np.full((1, 49), 1 / 49)
+    with pytest.warns(RestorationWarning, match=r"farther along X than the image is wide.*1 x 20 x 24"):
+        restore(volume, prior, operator=Blur(psf), **options)
+    empty = np.asarray(volume.data).astype(np.float32)
+    empty[1] = np.nan
+    for given, operator in ((Volume.from_array(empty, "TYX"), None), (volume, Mask(np.zeros((20, 24), bool)))):
+        with pytest.raises(RestorationError, match=r"nothing was measured in T=\d, C=0, Z=0:1.*leave such images out"):
+            restore(given, prior, operator=operator, **options).data.compute(scheduler="synchronous")
+    empty[1, 3, 3] = 104
+    restored = restore(Volume.from_array(empty, "TYX"), prior, **options).data.compute(scheduler="synchronous")
+    assert np.isfinite(restored).all()
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,8 @@ run_tests() {
         display=(xvfb-run -a -s "-screen 0 1600x1000x24")
     fi
     # Qt must take the virtual screen, whatever the session outside prefers.
-    env -u QT_QPA_PLATFORM -u WAYLAND_DISPLAY ${display[@]+"${display[@]}"} "$python" -m pytest "$@"
+    env -u QT_QPA_PLATFORM -u WAYLAND_DISPLAY ${display[@]+"${display[@]}"} \
+        "$python" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile "$@"
 }
 
 case ${1:-} in

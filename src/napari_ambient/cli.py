@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from tqdm import tqdm
 
 from . import __version__
 from .choices import ObjectiveName, OutputType, PosteriorName, PresetName, RestoreMethod
-from .measurement import Optics, check_optics, operator_for, with_holes
+from .measurement import Optics, check_optics, mask_of_each, operator_for, with_holes
 from .train_config import TrainConfig, TrainingError
 from .train_config import preset as settings
 
 if TYPE_CHECKING:
     from .noise import NoiseModel
+    from .operators import Operator
     from .volumes import Volume
 
 
@@ -46,9 +46,24 @@ AskedConfig.__doc__ = TrainConfig.__doc__  # which the help shows
 app = App(
     name="napari-ambient",
     version=__version__,
-    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
-    help="Learn what clean structures look like from noisy microscopy stacks alone, and restore with it.",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=(), negative_bool=()),
+    help="""Learn what clean structures look like from noisy microscopy stacks alone, and restore with it.
+
+Usually: `napari-ambient train cells*.tif -o cells.prior`, which learns a *prior* (what such structures look like) and
+takes minutes to hours; then `napari-ambient restore cells.prior cells*.tif -o restored/`. With `--below auto` in
+training there can be error bars and deconvolution too (`restore --method samples`). `napari-ambient demo` tries it all
+on a sample, and `napari-ambient COMMAND --help` explains every option.
+
+Exit codes: 0 all is well, 1 some file failed (the others are done), 2 the command cannot be carried out, 130
+interrupted.""",
 )
+
+READING = Parameter(group=Group("Reading the images", sort_key=1))
+CAMERA = Parameter(group=Group("Noise of the camera (measured from the images, if left out)", sort_key=2))
+DRAWING = Parameter(group=Group("Draws and error bars (--method samples)", sort_key=3))
+THROUGH = Parameter(group=Group("Blur, holes and finer pixels", sort_key=4))
+WRITING = Parameter(group=Group("Results", sort_key=5))
+DETAILS = Parameter(group=Group("Training in detail", sort_key=6))
 
 
 @app.command
@@ -58,72 +73,78 @@ def train(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     preset: PresetName = "balanced",
-    objective: ObjectiveName = "auto",
-    psf: Path | None = None,
-    psf_is: Literal["bead", "computed"] = "bead",
-    mask: Path | None = None,
-    finer: int = 1,
-    target: list[str] | None = None,
     start: Annotated[Path | None, Parameter(name="--from")] = None,
-    channel: str | None = None,
-    axes: str | None = None,
-    voxel_size: tuple[float, float, float] | None = None,
-    level: int = 0,
-    gain: float | None = None,
-    zero: float | None = None,
-    dark: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
-    optics: Annotated[Optics | None, Parameter(name="*")] = None,
-    asked: Annotated[AskedConfig | None, Parameter(name="*")] = None,
+    channel: Annotated[str | None, READING] = None,
+    axes: Annotated[str | None, READING] = None,
+    voxel_size: Annotated[tuple[float, float, float] | None, READING] = None,
+    level: Annotated[int, READING] = 0,
+    gain: Annotated[float | None, CAMERA] = None,
+    zero: Annotated[float | None, CAMERA] = None,
+    dark: Annotated[Path | None, CAMERA] = None,
+    psf: Annotated[Path | None, THROUGH] = None,
+    psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    mask: Annotated[Path | None, THROUGH] = None,
+    finer: Annotated[int, THROUGH] = 1,
+    optics: Annotated[Optics | None, Parameter(name="*"), THROUGH] = None,
+    objective: Annotated[ObjectiveName, DETAILS] = "auto",
+    target: Annotated[list[str] | None, DETAILS] = None,
+    asked: Annotated[AskedConfig | None, Parameter(name="*"), DETAILS] = None,
 ) -> int:
     """Train a prior from noisy stacks.
+
+    A prior is what the program learned of such structures; all stacks should show structures of one kind, recorded in
+    one way. Nothing clean is needed. Ctrl-C ends the training early and keeps a usable prior. Error bars, deconvolution
+    and new images need a second stage of the training: add --below auto.
 
     Parameters
     ----------
     inputs : list of str
-        Noisy stacks: files, folders or globs of TIFF, OME-Zarr or .npy. All of one kind of structure.
+        Noisy stacks: files, folders or patterns (cells*.tif) of TIFF, OME-Zarr or .npy.
     output : Path
         The prior to write, a folder such as mito.prior.
     preset : str
-        How much to invest: quick (600 steps), balanced (3000), best (8000 of a larger network; with a GPU, or over
-        night). What is named below goes before it.
-    objective : str
-        What to minimise. auto: ambient for stacks that are only noisy, ambient_mask for holes, flow_diff behind a PSF.
-        ambient_flow, sure_score and em learn through any of them too; the others serve comparison.
-    psf : Path
-        The stacks are blurred: the image of a point, on their voxels. The prior is of what was before the blur.
-    psf_is : str
-        A bead's image, whose background is taken away, or a computed PSF, which has none.
-    mask : Path
-        The stacks have holes: an image of 0 where nothing was measured, 1 elsewhere.
-    finer : int
-        Learn structures on so many times finer pixels along Y and X.
-    target : list of str
-        Clean stacks for the objective "supervised", in the order of the inputs.
+        How much time to invest: quick (600 steps), balanced (3000), best (8000 of a larger network; with a GPU, or
+        over night). What is named under "Training in detail" goes before it.
     start : Path
         Begin with this prior (fine-tuning): a related stack then needs far fewer steps.
-    channel : str
-        Train on this channel only (name or number).
-    axes : str
-        Name the axes when the files do not, such as TYX or ZYX.
-    voxel_size : tuple of float
-        Voxel size Z Y X in micrometres, when the files do not tell.
-    level : int
-        Pyramid level of OME-Zarr and pyramidal TIFF.
-    gain : float
-        Camera counts per photo-electron, when known; with --zero. Else fitted to each stack.
-    zero : float
-        Level at which the photon-transfer line crosses zero: offset - read_noise²/gain.
-    dark : Path
-        Frames taken without light, for offset and read noise.
     resume : bool
         Go on with the unfinished training in the output folder.
     overwrite : bool
         Replace the prior that is there.
     device : str
-        auto, cpu, cuda or mps.
+        Where to compute: auto, cpu, cuda or mps.
+    channel : str
+        Train on this channel only: its name, or its number from 0.
+    axes : str
+        Name the axes when the files do not, slowest first, such as TYX (time series) or ZYX (stack).
+    voxel_size : tuple of float
+        Voxel size Z Y X in micrometres, when the files do not tell.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF; 0 is full resolution.
+    gain : float
+        Camera counts per photo-electron, with --zero.
+    zero : float
+        Camera counts where there is no light, with --gain: the camera's offset, less read_noise²/gain.
+    dark : Path
+        Frames taken without light; they tell offset and read noise.
+    psf : Path
+        The stacks are blurred, and what was before the blur is learned: the image of a point (a bead) on voxels of the
+        same size as those of the stacks.
+    psf_is : str
+        What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    mask : Path
+        The stacks have holes: an image of 0 where nothing was measured, 1 elsewhere.
+    finer : int
+        Learn structures on so many times finer pixels along Y and X.
+    objective : str
+        What the network learns by; auto is right for most: ambient for stacks that are only noisy, ambient_mask for
+        holes, flow_diff behind a PSF. ambient_flow, sure_score and em learn through blur and holes too; the others
+        serve comparison.
+    target : list of str
+        Clean stacks for the objective "supervised", in the order of the inputs.
     """
     from .batch import find_files
     from .prior import load_prior
@@ -190,96 +211,96 @@ def restore(
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    noise: Literal["prior", "fit"] = "prior",
     method: RestoreMethod = "mean",
-    draws: int = 8,
-    steps: int = 18,
-    seed: int = 0,
-    outputs: list[str] | None = None,
-    recalibrate: bool = False,
-    psf: Path | None = None,
-    psf_is: Literal["bead", "computed"] = "bead",
-    mask: Path | None = None,
-    finer: int = 1,
-    posterior: PosteriorName = "split_gibbs",
-    dtype: OutputType = "float32",
-    format: Literal["same", "tiff", "ome-zarr"] = "same",
-    suffix: str = "_restored",
-    channel: str | None = None,
-    axes: str | None = None,
-    voxel_size: tuple[float, float, float] | None = None,
-    level: int = 0,
-    overwrite: bool = False,
+    noise: Literal["prior", "fit"] = "prior",
     device: str = "auto",
-    optics: Annotated[Optics | None, Parameter(name="*")] = None,
+    channel: Annotated[str | None, READING] = None,
+    axes: Annotated[str | None, READING] = None,
+    voxel_size: Annotated[tuple[float, float, float] | None, READING] = None,
+    level: Annotated[int, READING] = 0,
+    draws: Annotated[int, DRAWING] = 8,
+    outputs: Annotated[list[str] | None, DRAWING] = None,
+    steps: Annotated[int, DRAWING] = 18,
+    seed: Annotated[int, DRAWING] = 0,
+    recalibrate: Annotated[bool, DRAWING] = False,
+    psf: Annotated[Path | None, THROUGH] = None,
+    psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    mask: Annotated[Path | None, THROUGH] = None,
+    finer: Annotated[int, THROUGH] = 1,
+    posterior: Annotated[PosteriorName, THROUGH] = "split_gibbs",
+    optics: Annotated[Optics | None, Parameter(name="*"), THROUGH] = None,
+    format: Annotated[Literal["same", "tiff", "ome-zarr"], WRITING] = "same",
+    suffix: Annotated[str, WRITING] = "_restored",
+    dtype: Annotated[OutputType, WRITING] = "float32",
+    overwrite: Annotated[bool, WRITING] = False,
 ) -> int:
-    """Restore files, folders or globs of stacks with a prior.
+    """Restore files, folders or patterns of stacks with a prior.
 
     Finished files are skipped, so the same command goes on where it was stopped; a bad file is reported at the end and
-    does not stop the others.
+    does not stop the others. A result that was made with other settings or another prior is neither skipped nor
+    replaced: its file fails, and it is said what differs.
 
     Parameters
     ----------
     prior : Path
         The prior, a folder such as mito.prior.
     inputs : list of str
-        Noisy stacks: files, folders or globs of TIFF, OME-Zarr or .npy.
+        Noisy stacks: files, folders or patterns (cells*.tif) of TIFF, OME-Zarr or .npy.
     output : Path
         Folder for the results.
-    noise : str
-        Use the noise model of the prior, or fit it anew to each file (other camera settings than in training).
     method : str
-        The posterior mean in one call, what draws from the posterior say (mean and error bar), or, with a prior
-        trained behind a PSF or mask, the draws of its own posterior, one call each.
-    draws : int
-        Draws per image, for --method samples.
-    steps : int
-        Network calls per draw; with --psf, --na, --mask or --finer stages of six calls each (12 are usual).
-    seed : int
-        Seed of the draws.
-    outputs : list of str
-        Channels of the result: mean, std, quantiles such as q05 and q95, draws. Default: mean std.
-    recalibrate : bool
-        Check the error bars of each file by photons held out from it, and widen or narrow them accordingly.
-    psf : Path
-        Deconvolve: the image of a point, on the voxels of the inputs; with --method samples.
-    psf_is : str
-        A bead's image, whose background is taken away, or a computed PSF, which has none.
-    mask : Path
-        Fill in: an image of 0 where nothing was measured, 1 elsewhere, or one for each time point or channel; with
-        --method samples. NaN are holes too.
-    finer : int
-        Super-resolution: so many times finer pixels along Y and X, of the same brightness, for priors of structures
-        that fine; with --method samples.
-    posterior : str
-        Method behind --psf, --mask and --finer. diffpir, dps and red_diff are for comparison.
-    dtype : str
-        Type of the result: float32, or that of the input (rounded; clipped voxels are counted).
-    format : str
-        Format of the result.
-    suffix : str
-        Added to the names.
+        mean: the clean image, fast. samples: several draws of what the clean image may have been, of which clean image
+        and error bar are made; slower, and what --psf, --mask and --finer need (for a prior trained with --below
+        auto). amortised: draws in one call each, with a prior trained with --psf or --mask.
+    noise : str
+        Use the noise of the camera that the prior was trained with, or fit it anew to each file (other camera or
+        settings than in training).
+    device : str
+        Where to compute: auto, cpu, cuda or mps.
     channel : str
-        Restore this channel only (name or number).
+        Restore this channel only: its name, or its number from 0.
     axes : str
-        Name the axes when the files do not, such as TYX or ZYX.
+        Name the axes when the files do not, slowest first, such as TYX (time series) or ZYX (stack).
     voxel_size : tuple of float
         Voxel size Z Y X in micrometres, when the files do not tell.
     level : int
-        Pyramid level of OME-Zarr and pyramidal TIFF.
+        Pyramid level of OME-Zarr and pyramidal TIFF; 0 is full resolution.
+    draws : int
+        Draws per image; more make the error bars smoother.
+    outputs : list of str
+        Channels of the result: mean (clean image), std (error bar), quantiles such as q05 and q95, draws (each of
+        them). Default: mean std.
+    steps : int
+        Network calls per draw; with --psf, --na, --mask or --finer stages of six calls each (12 are usual).
+    seed : int
+        Seed of the draws: the same seed gives the same draws.
+    recalibrate : bool
+        Check the error bars of each file by photons held out from it, and widen or narrow them accordingly.
+    psf : Path
+        Deconvolve: the image of a point (a bead) on voxels of the same size as those of the inputs.
+    psf_is : str
+        What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    mask : Path
+        Fill in: an image of 0 where nothing was measured, 1 elsewhere, or one for each time point or channel. NaN in
+        the inputs are holes too.
+    finer : int
+        Super-resolution: so many times finer pixels along Y and X, of the same brightness, for priors of structures
+        that fine.
+    posterior : str
+        How draws are made behind --psf, --mask and --finer. mmps draws too; diffpir, dps and red_diff give no error
+        bars and serve comparison.
+    format : str
+        Format of the result: that of the input (TIFF for .npy), OME-TIFF or OME-Zarr.
+    suffix : str
+        Added to the names of the inputs.
+    dtype : str
+        Type of the result's numbers: float32, or that of the input (rounded; clipped voxels are counted).
     overwrite : bool
-        Restore again what is finished.
-    device : str
-        auto, cpu, cuda or mps.
+        Restore again what is finished, or was made with other settings.
     """
-    from .batch import find_files, iter_batch, output_path
+    from .batch import find_files, output_path, restore_files
     from .compatibility import find_misfits
-    from .noise_fit import fit_channels
     from .prior import load_prior
-    from .recalibration import measure_spread
-    from .restoration import Clipping
-    from .restoration import restore as restore_volume
-    from .uncertainty import work_folder
 
     loaded = load_prior(prior)
     optics = optics or Optics()
@@ -288,49 +309,31 @@ def restore(
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
     if recalibrate and (psf is not None or optics.na is not None or mask is not None or finer != 1):
         raise ValueError("--recalibrate checks draws without --psf, --na, --mask and --finer; leave it or them out")
-    if method == "mean" and outputs is not None:
-        raise ValueError("--outputs says what to give of draws; add --method samples")
+    if method == "mean":
+        usual = {"outputs": (outputs, None), "draws": (draws, 8), "steps": (steps, 18), "seed": (seed, 0)}
+        unused = [f"--{name}" for name, (given, default) in usual.items() if given != default]
+        if unused:
+            raise ValueError(f"{' and '.join(unused)}: about draws, and none are made; add --method samples")
+    for option, path in (("--psf", psf), ("--mask", mask)):
+        if path is not None and not path.exists():
+            raise ValueError(f"{option} {path}: there is no such file (from the folder {Path.cwd()})")
     if channel is not None and len(loaded.noise) > 1:
         loaded = loaded.channel(int(channel) if channel.isdecimal() else channel)
     jobs = [(path, output_path(path, output, suffix, format)) for path in find_files(inputs)]
-    clipping = Clipping()
+    through = psf is not None or optics.na is not None or mask is not None or finer != 1
+    each = mask is not None and mask_of_each(mask)  # with time points or channels: cut in as NaN
 
-    def work(volume: Volume, target: Path) -> Volume:
-        nonlocal clipping
-        clipping = Clipping()
-        models = fit_channels(volume) if noise == "fit" else None
+    def look(volume: Volume, models: Sequence[NoiseModel] | None) -> None:
         for misfit in find_misfits(volume, loaded, models):
-            option = " (--noise fit)" if misfit.about == "noise" else ""
+            option = " (--noise fit)" if misfit.sentence.endswith("Fit the noise anew.") else ""
             print(f"{volume.name}: note: {misfit.sentence}{option}", file=sys.stderr)
-        spread = 1.0
-        if recalibrate:
-            if volume.sizes.get("C", 1) > 1:
-                raise ValueError("--recalibrate looks at one channel; choose it with --channel")
-            model = None if models is None else models[0]
-            found = measure_spread(volume, loaded, noise=model, seed=seed, device=device)
-            spread = found.factor
-            print(f"{volume.name}: error bars multiplied by {spread:.3f} ± {found.uncertainty:.3f} (held-out photons)")
-        one_mask = mask
-        if mask is not None and (holed := with_holes(volume, mask)) is not None:
-            volume, one_mask = holed, None
-        return restore_volume(
-            volume,
-            loaded,
-            spread=spread,
-            noise=models,
-            operator=operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=one_mask, finer=finer),
-            method=method,
-            posterior=posterior,
-            draws=draws,
-            steps=steps,
-            seed=seed,
-            outputs=outputs or (("mean",) if method == "amortised" and loaded.posterior is None else ("mean", "std")),
-            work=None if method == "mean" else work_folder(target),
-            dtype=dtype,
-            device=device,
-            clipping=clipping,
-            watch=watch,
-        )
+
+    def prepare(volume: Volume) -> Volume:
+        return with_holes(volume, mask) if mask is not None and each else volume
+
+    def operator(volume: Volume) -> Operator:
+        one = None if each else mask
+        return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=one, finer=finer)
 
     bar: tqdm[Any] | None = None
     title = ""
@@ -345,9 +348,29 @@ def restore(
     def open_(path: Path) -> Volume:
         return _open(path, channel, level, axes, voxel_size)
 
+    files = restore_files(
+        jobs,
+        loaded,
+        noise=noise,
+        method=method,
+        operator=operator if through else None,
+        posterior=posterior,
+        draws=draws,
+        steps=steps,
+        seed=seed,
+        outputs=outputs or (("mean",) if method == "amortised" and loaded.posterior is None else ("mean", "std")),
+        recalibrate=recalibrate,
+        dtype=dtype,
+        prepare=prepare,
+        look=look,
+        open_=open_,
+        overwrite=overwrite,
+        device=device,
+        watch=watch,
+    )
     failed: list[tuple[Path, str]] = []
     try:
-        for report in iter_batch(jobs, work, open_=open_, overwrite=overwrite):
+        for report in files:
             title = report.source.name
             if report.state == "working":
                 continue
@@ -355,9 +378,7 @@ def restore(
                 bar.close()
                 bar = None
             if report.state == "finished":
-                shutil.rmtree(work_folder(report.target), ignore_errors=True)
-                clipped = clipping.describe()
-                print(f"{report.source} -> {report.target}{'; ' + clipped if clipped else ''}")
+                print(f"{report.source} -> {report.target}{'; ' + report.message if report.message else ''}")
             elif report.state == "skipped":
                 print(f"{report.source}: skipped, {report.message}")
             elif report.state == "failed":
@@ -394,21 +415,21 @@ def sample(
     prior : Path
         The prior, a folder such as mito.prior, trained with a stage below the noise (--below auto).
     output : Path
-        File to write, OME-TIFF or OME-Zarr; the images lie along T.
+        File to write, such as new.ome.tif or new.ome.zarr; the images lie along the time axis.
     shape : tuple of int
-        Y X or Z Y X.
+        Size in voxels, Y X or Z Y X.
     count : int
         How many images.
     steps : int
         Network calls per image.
     seed : int
-        Seed.
+        The same seed gives the same images.
     channel : int
-        Image channel of the prior.
+        Number of the prior's channel, from 0.
     overwrite : bool
         Replace the file that is there.
     device : str
-        auto, cpu, cuda or mps.
+        Where to compute: auto, cpu, cuda or mps.
     """
     from .devices import choose_device
     from .prior import load_prior
@@ -441,6 +462,9 @@ def audit(
 ) -> int:
     """Check whether a prior memorised its training stacks instead of learning from them.
 
+    New images are drawn and compared with the training stacks; the verdict is healthy, suspicious, memorised, or
+    undecided, with the reason. Held-out stacks make it sharper.
+
     Parameters
     ----------
     prior : Path
@@ -454,13 +478,13 @@ def audit(
     count : int
         New images to look at.
     channel : int
-        Image channel.
+        Number of the channel, from 0.
     axes : str
-        Name the axes when the files do not, such as TYX or ZYX.
+        Name the axes when the files do not, slowest first, such as TYX (time series) or ZYX (stack).
     seed : int
         Seed of all random choices.
     device : str
-        auto, cpu, cuda or mps.
+        Where to compute: auto, cpu, cuda or mps.
     """
     from .batch import find_files
     from .devices import choose_device
@@ -500,19 +524,19 @@ def fit_noise(
     path : str
         A noisy image or stack.
     kind : str
-        Repeats of a static field, successive frames, or single images.
+        What the images are: repeats of a field in which nothing moves, successive frames of a film, or single images.
     dark : Path
-        Frames taken without light.
+        Frames taken without light; they tell offset and read noise.
     offset : float
-        The camera's offset, when known.
+        The camera's offset in counts, when known.
     plot : Path
-        Save the photon-transfer plot as an image.
+        Save the photon-transfer plot (variance against mean) as an image.
     channel : str
-        Use this channel only (name or number).
+        Use this channel only: its name, or its number from 0.
     axes : str
-        Name the axes when the file does not, such as TYX or ZYX.
+        Name the axes when the file does not, slowest first, such as TYX (time series) or ZYX (stack).
     level : int
-        Pyramid level of OME-Zarr and pyramidal TIFF.
+        Pyramid level of OME-Zarr and pyramidal TIFF; 0 is full resolution.
     """
     from . import noise_fit
 
@@ -535,16 +559,16 @@ def fit_noise(
 
 @app.command
 def info(path: str, /, *, axes: str | None = None, level: int = 0) -> int:
-    """Describe a stack or a prior.
+    """Describe a stack (axes, voxel size, and what was done to it) or a prior (what it was trained on, and its noise).
 
     Parameters
     ----------
     path : str
         TIFF, OME-Zarr or .npy file, folder, or a prior.
     axes : str
-        Name the axes when the file does not, such as TYX or ZYX.
+        Name the axes when the file does not, slowest first, such as TYX (time series) or ZYX (stack).
     level : int
-        Pyramid level of OME-Zarr and pyramidal TIFF.
+        Pyramid level of OME-Zarr and pyramidal TIFF; 0 is full resolution.
     """
     if (Path(path) / "prior.json").is_file():
         from .noise_fit import describe
@@ -596,7 +620,7 @@ def demo(
     compare : bool
         Also train the same network on the clean truth for as many steps, to see how near it comes.
     device : str
-        auto, cpu, cuda or mps.
+        Where to compute: auto, cpu, cuda or mps.
     """
     from .demo import run
 
@@ -635,9 +659,7 @@ def _given_noise(
     if dark is None:
         return None
     frames = _open(dark, None, 0, None, None)
-    return [
-        fit(v.channel(c) if "C" in v.axes else v, dark=frames) for v in volumes for c in range(v.sizes.get("C", 1))
-    ]
+    return [fit(v.channel(c) if "C" in v.axes else v, dark=frames) for v in volumes for c in range(v.sizes.get("C", 1))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

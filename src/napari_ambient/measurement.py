@@ -31,13 +31,13 @@ class Optics:
     Parameters
     ----------
     na : float
-        Numerical aperture; giving it turns the deconvolution on.
+        Numerical aperture of the objective; giving it computes the PSF, where there is no image of a point.
     wavelength : float
         Emission wavelength, nm.
     microscope : str
         Kind of microscope.
     refractive_index : float
-        Of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
+        Refractive index of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
     excitation : float
         Excitation wavelength, nm; for confocal.
     sheet_thickness : float
@@ -87,7 +87,7 @@ def operator_for(
     ------
     ValueError
         If both `psf` and `optics.na` are given, optics other than the usual without `na`, the PSF has other voxels
-        than the measurement, or the voxel size that the optics need is unknown.
+        than the measurement, the mask another size, or the voxel size that the optics need is unknown.
     """
     import numpy as np
 
@@ -97,6 +97,8 @@ def operator_for(
 
     optics = optics or Optics()
     check_optics(psf is not None, optics)
+    if finer < 1:
+        raise ValueError(f"pixels that are {finer} times finer (--finer) cannot be made; give 1, 2 or more")
     operator: Operator
     pixels_made: Operator = Identity() if finer == 1 else Downsample(finer, reduce="mean")
     if psf is not None:
@@ -109,13 +111,32 @@ def operator_for(
     else:
         operator = pixels_made
     if mask is not None:
-        measured = np.asarray(_image(mask).data) if isinstance(mask, Path | Volume) else np.asarray(mask)
-        operator = Mask(np.squeeze(measured) > 0) @ operator
+        if isinstance(mask, Path | Volume):
+            holes = _image(mask)
+            _check_mask(holes, volume)
+            mask = holes.data
+        operator = Mask(np.squeeze(np.asarray(mask)) > 0) @ operator
     return operator
 
 
-def with_holes(volume: Volume, mask: Path | Volume) -> Volume | None:
-    """Cut a mask that has time points or channels into a volume, as NaN; None for a mask of one image.
+def mask_of_each(mask: Path | Volume) -> bool:
+    """Whether a mask has time points or channels (`with_holes`), and is not that of one image (`operator_for`).
+
+    Parameters
+    ----------
+    mask : Path or Volume
+        0 where nothing was measured, anything above elsewhere.
+
+    Returns
+    -------
+    bool
+    """
+    sizes = _image(mask).sizes
+    return any(sizes.get(axis, 1) > 1 for axis in "TC")
+
+
+def with_holes(volume: Volume, mask: Path | Volume) -> Volume:
+    """Cut a mask that has time points or channels into a volume, as NaN.
 
     Parameters
     ----------
@@ -126,22 +147,20 @@ def with_holes(volume: Volume, mask: Path | Volume) -> Volume | None:
 
     Returns
     -------
-    Volume or None
-        Lazy, float32; holes that differ from image to image are filled in as NaN are. A mask of one image (Y, X) or
-        (Z, Y, X) belongs into the operator (`operator_for`).
+    Volume
+        Lazy, float32; holes that differ from image to image are filled in as NaN are. Its history names the mask.
 
     Raises
     ------
     ValueError
-        If the mask has time points or channels and does not fit the volume.
+        If the mask does not fit the volume.
     """
+    import hashlib
+
     import dask.array as da
     import numpy as np
 
     holes = _image(mask)
-    many = [axis for axis in "TC" if holes.sizes.get(axis, 1) > 1]
-    if not many:
-        return None
     strange = [a for a, n in holes.sizes.items() if n not in (1, volume.sizes.get(a, 1))]
     strange += [a for a in "YX" if holes.sizes.get(a) != volume.sizes[a]]
     if strange:
@@ -150,13 +169,17 @@ def with_holes(volume: Volume, mask: Path | Volume) -> Volume | None:
             f"{volume.shape}; give a mask of the same size along {', '.join(dict.fromkeys(strange))}, or of one image"
         )
     known = holes.data
+    digest = hashlib.sha256(f"{holes.axes} {holes.shape}".encode())
+    for image in np.ndindex(holes.shape[:-2]):
+        digest.update(np.packbits(np.asarray(known[image]) > 0).tobytes())
     order = [holes.axes.index(axis) for axis in volume.axes if axis in holes.axes]
     known = known.transpose(order)
     for place, axis in enumerate(volume.axes):
         if axis not in holes.axes:
             known = da.expand_dims(known, place)
     data = da.where(known > 0, volume.data.astype(np.float32), np.float32(np.nan))
-    return volume.replace(data=data.rechunk(volume.data.chunks))
+    record = {"action": "mask", "source": holes.name, "sha256": digest.hexdigest()}
+    return volume.replace(data=data.rechunk(volume.data.chunks)).with_history(record)
 
 
 def check_optics(has_psf: bool, optics: Optics) -> None:
@@ -236,6 +259,16 @@ def _image(source: Path | Volume) -> Volume:
         return open_volume(source)
     except AxesError:  # a PSF or mask without named axes has three
         return open_volume(source, axes="ZYX")
+
+
+def _check_mask(holes: Volume, volume: Volume) -> None:
+    ours, theirs = ({axis: v.sizes.get(axis, 1) for axis in "ZYX"} for v in (holes, volume))
+    if any(ours[axis] != theirs[axis] for axis in "YX") or ours["Z"] not in (1, theirs["Z"]):
+        raise ValueError(
+            f"the mask {holes.name} has axes {holes.axes} {holes.shape}, {volume.name or 'the volume'} {volume.axes} "
+            f"{volume.shape}; give one of the same size along Z, Y and X, of one plane (Y, X), or one for each time "
+            "point or channel, whose file names these axes"
+        )
 
 
 def _check_voxels(bead: Volume, volume: Volume, psf: Path | Volume) -> None:

@@ -359,8 +359,9 @@ def _model(
         raise NoiseFitError(
             f"the variance does not rise with the mean: slope {line.gain:.3g} +- {error:.2g} ADU "
             "per photo-electron, which must be above 0. The image is too uniform, or was filtered, or read "
-            "noise rules it; give dark frames (dark=) or camera maps (maps=), or build "
-            "NoiseModel.from_camera from the data sheet."
+            "noise rules it; give frames taken without light (--dark, in Python dark=), or gain and zero level "
+            "from the camera's data sheet (--gain and --zero of train, in Python NoiseModel.from_camera) or its maps "
+            "(in Python maps=)."
         )
     read_noise: float | None = None
     if dark is not None:

@@ -65,7 +65,8 @@ def _data_and_axes(volume: Any, axes: str | None) -> tuple[Any, str]:
         if axes is None:
             if data.ndim != 2:
                 raise NoiseFitError(
-                    f"an array of shape {tuple(data.shape)} does not say which axis is time: give axes='TYX' or 'ZYX'."
+                    f"an array of shape {tuple(data.shape)} does not say which axis is time: name its axes, "
+                    "such as TYX or ZYX (--axes, in Python axes='TYX')."
                 )
             axes = "YX"
     if len(axes) != data.ndim or not axes.endswith("YX") or len(set(axes)) != len(axes) or set(axes) - set("TCZYX"):
@@ -77,7 +78,7 @@ def _data_and_axes(volume: Any, axes: str | None) -> tuple[Any, str]:
         if data.shape[axes.index("C")] != 1:
             raise NoiseFitError(
                 f"the volume has {data.shape[axes.index('C')]} channels, each with its own noise: choose one "
-                "(volume.channel(...))."
+                "(--channel, in Python volume.channel(...))."
             )
         data = data[tuple(0 if a == "C" else slice(None) for a in axes)]
         axes = axes.replace("C", "")
@@ -114,8 +115,8 @@ def read_frames(volume: Any, axes: str | None, kind: str, budget: int) -> Frames
     times = data.shape[axes.index("T")] if "T" in axes else 1
     if kind in ("repeats", "frames") and times < 2:
         raise NoiseFitError(
-            f"kind={kind!r} needs two frames or more along T, but the axes are {axes} with shape "
-            f"{tuple(data.shape)}: take kind='single', or name the axes."
+            f"the kind {kind!r} needs two frames or more along T, but the axes are {axes} with shape "
+            f"{tuple(data.shape)}: take the kind 'single', or name the axes (--axes)."
         )
     notes = []
     windows = _windows(data.shape[-2:], budget)
@@ -174,7 +175,11 @@ def _computed(block: Any) -> Array:
 def _finite(image: Array, index: tuple[int, ...]) -> Array:
     broken = int((~np.isfinite(image)).sum())
     if broken:
-        raise NoiseFitError(f"plane {index} has {broken} voxels that are NaN or infinite: crop or replace them first.")
+        which = f"plane {index}" if index else "the image"
+        raise NoiseFitError(
+            f"{which} has {broken} voxels that are NaN or infinite, and noise is measured on whole planes: crop or "
+            "replace them first."
+        )
     return image
 
 

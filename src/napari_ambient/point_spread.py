@@ -43,6 +43,7 @@ SECOND_BEAD = 0.5  # of the brightness of the first
 AIRY_RADII = 8.0  # half-width of a computed PSF: it holds 98 % of an Airy pattern's light
 AXIAL_ZEROS = 3.0  # half-depth of a computed PSF
 KEPT = 0.999  # of the light in that box, for the microscopes whose PSF ends there
+NEGATIVE = 0.02  # of a computed PSF's light may be below 0, from rounding and interpolation; it is set to 0
 IN_BOX = 0.8  # of a bead's light must lie nearer than the nearest border
 CENTRED = 1e-3  # voxels: nearer is near enough
 LARGEST_VOXEL = 30.0  # µm: beyond it somebody gave nanometres
@@ -105,6 +106,12 @@ def prepare(
         raise PointSpreadError(
             f"no light rises above the background (noise {noise:.4g}, brightest {float(light.max()):.4g}); give the "
             "image of a bead, or the right background"
+        )
+    if background is None and -float(np.minimum(light, 0).sum()) > NEGATIVE * float(np.maximum(light, 0).sum()):
+        raise PointSpreadError(
+            f"{int((light < 0).sum())} values of the PSF are below 0, and as a computed one it is light everywhere; if "
+            "it is the image of a bead, have its background taken away (--psf-is bead, in Python background='border'), "
+            "else correct it"
         )
     peak = tuple(int(i) for i in np.unravel_index(int(blurred.argmax()), blurred.shape))
     if noise > 0:
@@ -355,20 +362,25 @@ def microscope_psf(
     if kind not in MICROSCOPES:
         raise PointSpreadError(f"kind is {kind!r}; choose widefield, confocal or light-sheet")
     objective = _objective(na, refractive_index, specimen_index, depth_um)
-    emission = _wavelength("wavelength_nm", wavelength_nm)
+    emission = _wavelength("emission", wavelength_nm)
     step = _checked_step(voxel_size_um, dims)
     excitation = sheet = 0.0
     if kind == "confocal":
         if excitation_nm is None:
-            raise PointSpreadError("a confocal PSF needs excitation_nm, the laser's wavelength in nm")
-        excitation = _wavelength("excitation_nm", excitation_nm)
+            raise PointSpreadError(
+                "a confocal PSF needs the excitation wavelength, that of the laser, in nm (--excitation, in Python "
+                "excitation_nm)"
+            )
+        excitation = _wavelength("excitation", excitation_nm)
         if not 0 <= pinhole_airy < math.inf:
-            raise PointSpreadError(f"pinhole_airy is {pinhole_airy}; it is a diameter in Airy units, 0 or more")
+            raise PointSpreadError(
+                f"the pinhole is {pinhole_airy} (pinhole_airy); it is a diameter in Airy units, 0 or more"
+            )
     if kind == "light-sheet":
         if sheet_thickness_um is None or not 0 < sheet_thickness_um < math.inf:
             raise PointSpreadError(
-                f"sheet_thickness_um is {sheet_thickness_um}; a light-sheet PSF needs the sheet's full width at half "
-                "maximum, in µm"
+                f"the thickness of the light sheet is {sheet_thickness_um}; give its full width at half maximum, in µm "
+                "(--sheet-thickness, in Python sheet_thickness_um)"
             )
         sheet = sheet_thickness_um
     half = _half_widths(objective, kind, emission, sheet, step, dims) if shape is None else _checked_shape(shape, dims)
@@ -501,23 +513,24 @@ def _half_widths(
 
 def _objective(na: float, immersion: float, specimen: float | None, depth: float) -> _Objective:
     index = immersion if specimen is None else specimen
-    for name, value in (("refractive_index", immersion), ("specimen_index", index)):
+    for name, value in (("immersion", immersion), ("specimen", index)):
         if not 1 <= value <= 2:
-            raise PointSpreadError(f"{name} is {value}; media have 1.0 (air) to about 1.8")
+            raise PointSpreadError(f"the refractive index of the {name} is {value}; media have 1.0 (air) to about 1.8")
     if not 0 < na < immersion:
         raise PointSpreadError(
-            f"na is {na}, refractive_index {immersion}; the aperture must be above 0 and below the index of the "
-            "immersion medium (oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0): correct one of them"
+            f"the numerical aperture is {na}, the refractive index {immersion}; the aperture must be above 0 and below "
+            "the index of the immersion medium (oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0): correct "
+            "one of them"
         )
     if not 0 <= depth < math.inf:
-        raise PointSpreadError(f"depth_um is {depth}; give the depth under the coverslip in µm, 0 or more")
+        raise PointSpreadError(f"the depth is {depth} (depth_um); give the depth under the coverslip in µm, 0 or more")
     return _Objective(na, immersion, index, depth)
 
 
 def _wavelength(name: str, value: float) -> float:
     """Convert nm to µm."""
     if not 200 <= value <= 2000:
-        raise PointSpreadError(f"{name} is {value}; give nanometres, 200 to 2000")
+        raise PointSpreadError(f"the {name} wavelength is {value}; give nanometres, 200 to 2000")
     return value / 1000
 
 
@@ -527,10 +540,10 @@ def _checked_step(voxel_size: Sequence[float], dims: int) -> tuple[float, ...]:
         raise PointSpreadError(f"dims is {dims}; choose 2 (the focal plane) or 3")
     if len(step) not in (dims, 3):
         raise PointSpreadError(
-            f"voxel_size_um is {step}; a PSF in {dims}D needs {'(Z, Y, X)' if dims == 3 else '(Y, X)'}"
+            f"the voxel size is {step}; a PSF in {dims}D needs {'(Z, Y, X)' if dims == 3 else '(Y, X)'}"
         )
     if not all(0 < s < LARGEST_VOXEL for s in step):
-        raise PointSpreadError(f"voxel_size_um is {step}; give micrometres, above 0 and below {LARGEST_VOXEL:.0f}")
+        raise PointSpreadError(f"the voxel size is {step}; give micrometres, above 0 and below {LARGEST_VOXEL:.0f}")
     return step if len(step) == 3 else (1.0, *step)
 
 

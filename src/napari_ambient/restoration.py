@@ -28,14 +28,10 @@ from .noise import NoiseModel
 from .operators import Identity, Operator
 from .posterior import MethodName
 from .prior import Prior, place
-from .restorer import Clipping, RestorationError, Restorer, TileWarning, plan_tile
+from .restorer import Clipping, RestorationError, RestorationWarning, Restorer, TileWarning, plan_tile
 from .sampling import CallCount, Watch, network_domain
-from .uncertainty import DrawRestorer, Output
+from .uncertainty import SLICES_THROUGH, DrawRestorer, Output
 from .volumes import Volume
-
-
-class RestorationWarning(UserWarning):
-    """Something about a restoration that the user may want to know."""
 
 
 def restore(
@@ -123,24 +119,28 @@ def restore(
     -----
     TileWarning
         When memory runs out and tiles are halved.
+    RestorationWarning
+        When a prior of planes with their neighbours draws behind an operator (its error bars are too narrow there;
+        the history keeps this as a note), a PSF is wider than the image, or known hot pixels are of another frame.
     """
     if method not in get_args(RestoreMethod):
         raise RestorationError(f"method is {method!r}; choose one of {', '.join(get_args(RestoreMethod))}")
     operator = operator or Identity()
     if method == "mean" and not isinstance(operator, Identity):
         raise RestorationError(
-            f"one network call cannot undo an operator ({operator.describe()}); use method='samples', for the mean "
-            "alone with outputs=['mean']; or method='amortised' with a prior trained through it"
+            f"one network call cannot undo an operator ({operator.describe()}); restore by draws (--method samples, in "
+            "Python method='samples'), of which the mean alone can be asked for (outputs: mean), or with a prior "
+            "trained through the operator by its own posterior (method amortised)"
         )
     undone = [part for part in _without_maps(prior.record.operator) if part != "mask"]
     if method == "mean" and undone:
         raise RestorationError(
             f"this prior was trained by {prior.record.objective} through {', '.join(p['operator'] for p in undone)}, "
-            "which its one-call answer undoes; use method='amortised' with the operator of the training, or "
-            "method='samples', which takes the images as they are"
+            "which its one-call answer undoes; use the method amortised with the operator of the training, or the "
+            "method samples, which takes the images as they are"
         )
     if dtype not in ("float32", "input"):
-        raise RestorationError(f"dtype is {dtype!r}; choose float32 or input")
+        raise RestorationError(f"the output's type (dtype) is {dtype!r}; choose float32 or input")
     sizes = dict(zip(volume.axes, volume.shape, strict=True))
     channels = sizes.get("C", 1)
     models = _noise(prior, noise, channels)
@@ -148,18 +148,28 @@ def restore(
     if operator.halo[0] and sizes.get("Z", 1) == 1:
         raise RestorationError(
             f"the operator reaches over planes ({operator.describe()}), and the volume has one; give a PSF of one "
-            "plane, such as the focal plane, or name the axes (axes='ZYX')"
+            "plane, such as the focal plane, or name the axes (--axes ZYX, in Python axes='ZYX')"
+        )
+    shape = [sizes.get(axis, 1) for axis in "ZYX"]
+    wide = [axis for axis, n, reach in zip("ZYX", shape, operator.halo, strict=True) if n > 1 and reach >= n]
+    if wide:
+        warnings.warn(
+            f"the PSF reaches farther along {', '.join(wide)} than the image is wide ({operator.describe()}, image "
+            f"{' x '.join(map(str, shape))} voxels): most light comes from beyond its borders, where it is taken for "
+            "its mirror image; crop the PSF, or take larger images",
+            RestorationWarning,
+            stacklevel=2,
         )
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
     if scales not in (1, channels):
         raise RestorationError(
             f"the prior has {scales} channels ({', '.join(prior.record.channel_names) or 'unnamed'}), the volume "
-            f"{channels}; choose one channel of each (--channel)"
+            f"{channels}; choose one channel (--channel, in Python volume.channel and prior.channel)"
         )
     if prior.denoiser.arguments.dims == 3 and sizes.get("Z", 1) == 1:
         raise RestorationError(
             f"the prior is 3D, the volume has axes {volume.axes} {volume.shape}: no Z to see; name the axes "
-            "(axes='ZYX'), or train a 2D prior"
+            "(--axes ZYX, in Python axes='ZYX'), or train a 2D prior (--dims 2D)"
         )
     chosen = choose_device(device)
     out = np.dtype(np.float32) if dtype == "float32" else volume.dtype
@@ -170,10 +180,14 @@ def restore(
     if method == "amortised":
         _check_amortised(prior, operator, outputs)
         draws = 1 if prior.posterior is None else draws
+    notes: list[str] = []
     if method != "mean":
         _check_draws(draws, outputs)
         if method == "samples":
             _check_below(prior)
+            if restorer.overlapping and not isinstance(operator, Identity):
+                notes.append(SLICES_THROUGH)
+                warnings.warn(SLICES_THROUGH, RestorationWarning, stacklevel=2)
         drawing = DrawRestorer(
             restorer,
             draws=draws,
@@ -203,6 +217,7 @@ def restore(
         "prior_objective": prior.record.objective,
         "prior_step": prior.record.step,
         "form": prior.record.form,
+        "noise_from": "prior" if noise is None else "given",
         "noise": [
             {"gain": float(np.median(m.gain)), "zero": float(np.median(m.zero)), "fitted": m.method} for m in models
         ],
@@ -211,7 +226,9 @@ def restore(
         **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),
         "axes": volume.axes,
+        "channels": list(range(volume.first_channel, volume.first_channel + channels)),
         "source": volume.name,
+        **({"notes": notes} if notes else {}),
         "program": "napari-ambient",
         "version": __version__,
     }
@@ -349,7 +366,9 @@ def take_draws(restored: Volume) -> da.Array:
     """
     data, _, labels = _by_output(restored)
     if "draw 1" not in labels:
-        raise RestorationError(f"the draws were not asked for (outputs=[..., 'draws']); there are {', '.join(labels)}")
+        raise RestorationError(
+            f"the draws themselves were not asked for (outputs: draws); there are {', '.join(labels)}"
+        )
     first = labels.index("draw 1")
     draws: da.Array = data[first : first + sum(label.startswith("draw ") for label in labels)]
     return draws
@@ -359,7 +378,7 @@ def _by_output(restored: Volume) -> tuple[da.Array, str, list[str]]:
     """Give what was restored with the outputs along a first axis of their own, the other axes, and the labels."""
     records = [record for record in restored.history if record.get("action") == "restore" and "outputs" in record]
     if not records or "C" not in restored.axes:
-        raise RestorationError(f"{restored.name or 'the volume'} holds no draws; restore with method='samples'")
+        raise RestorationError(f"{restored.name or 'the volume'} holds no draws; restore it by draws (method samples)")
     record = records[-1]
     labels = [label for output in record["outputs"] for label in Output(output).labels(record["draws"])]
     at = restored.axes.index("C")
@@ -421,19 +440,19 @@ def _check_amortised(prior: Prior, operator: Operator, outputs: Sequence[str]) -
     trained = prior.record.operator
     if prior.posterior is None and not trained:
         raise RestorationError(
-            "this prior has no posterior of its own: it was trained on images that are only noisy; use method='mean' "
-            "or 'samples', or train one through the operator (objective='flow_diff')"
+            "this prior has no posterior of its own: it was trained on images that are only noisy; use the method "
+            "mean or samples, or train one through the operator (objective flow_diff)"
         )
     given = {} if isinstance(operator, Identity) else operator.to_dict()
     if _without_maps(given) != _without_maps(trained):
         raise RestorationError(
             f"the prior's own posterior was trained for another operator than this one ({operator.describe()}), and "
-            "knows no other; use method='samples', which takes any, or give the operator of the training"
+            "knows no other; use the method samples, which takes any, or give the operator of the training"
         )
     if prior.posterior is None and list(outputs) != ["mean"]:
         raise RestorationError(
-            f"outputs is {list(outputs)!r}, and the prior was trained by {prior.record.objective}, which gives the "
-            "mean alone; ask for outputs=['mean'], or use method='samples'"
+            f"the outputs are {' '.join(outputs)}, and the prior was trained by {prior.record.objective}, which gives "
+            "the mean alone; ask for the output mean only, or use the method samples"
         )
 
 
@@ -447,17 +466,25 @@ def _check_below(prior: Prior) -> None:
     if not prior.knows_below:
         raise RestorationError(
             "this prior knows nothing below the noise of its data, which draws need; train it on with the stage below "
-            "(below='auto', --below auto), or to its end where it was stopped early (--resume)"
+            "(--below auto, in Python below='auto'), or to its end where it was stopped early (--resume)"
         )
 
 
 def _check_draws(draws: int, outputs: Sequence[str]) -> None:
     if draws < 1 or (draws < 2 and "std" in outputs):
-        raise RestorationError(f"draws is {draws}; give 2 or more (1 is enough without std)")
+        raise RestorationError(
+            f"draws is {draws}; the error bar (std) is the scatter of draws: give 2 or more, 8 are usual; 1 is enough "
+            "for the mean alone (outputs: mean)"
+        )
     if isinstance(outputs, str) or len(set(outputs)) < len(outputs):
-        raise RestorationError(f"outputs is {outputs!r}; give a list of different names, such as ['mean', 'std']")
+        raise RestorationError(
+            f"the outputs are {outputs if isinstance(outputs, str) else ' '.join(outputs)!r}; give different names, "
+            "such as mean and std, each once (in Python a list of them)"
+        )
     if not outputs:
-        raise RestorationError("outputs is empty; choose of mean, std, draws and quantiles such as q05, q95")
+        raise RestorationError(
+            "the list of outputs is empty; choose of mean, std, draws and quantiles such as q05, q95"
+        )
 
 
 def _block(restorer: Restorer, axes: str, block_info: Any = None) -> NDArray[Any]:
@@ -500,7 +527,7 @@ def fit_to_frame(noise: NoiseModel, plane: tuple[int, int]) -> NoiseModel:
         if shape and shape != plane:
             raise RestorationError(
                 f"the noise model's {name} map is for frames of {shape} pixels, the volume has {plane}; fit the noise "
-                "of this volume (noise=fit_noise(volume), or --noise fit)"
+                "of this volume (--noise fit, in Python noise=fit_noise(volume))"
             )
     if noise.hot_pixels is not None and noise.hot_pixels.shape != plane:
         warnings.warn(

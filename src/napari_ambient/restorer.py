@@ -35,6 +35,10 @@ class RestorationError(ValueError):
     """A volume and a prior do not fit together, or the data cannot be restored."""
 
 
+class RestorationWarning(UserWarning):
+    """Something about a restoration that the user may want to know."""
+
+
 @dataclass
 class Clipping:
     """How many voxels did not fit into the output's data type."""
@@ -87,6 +91,11 @@ class Restorer:
         sizes = dict(zip(self.volume.axes, self.volume.shape, strict=True))
         self.domain = network_domain(self.prior.denoiser.network, tuple(sizes.get(axis, 1) for axis in "ZYX"))
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether the network sees each plane with its neighbours (2.5D)."""
+        return self.prior.denoiser.arguments.dims == 2 and self.slices > 1
+
     def region(self, time: int, channel: int, core: Sequence[slice]) -> NDArray[Any]:
         """Restore one region of one time point and channel.
 
@@ -111,8 +120,8 @@ class Restorer:
             except MemoryError as error:
                 if halves is None:
                     raise MemoryError(
-                        f"not enough memory for even the smallest tile ({error}); close other programs, or use a "
-                        "smaller network (size 'small'), or --device cpu"
+                        f"not enough memory for even the smallest tile ({error}); close other programs, train a "
+                        "smaller network (--size small), or use the CPU (--device cpu)"
                     ) from error
                 self.too_large = tile.voxels
                 warnings.warn(
@@ -185,7 +194,8 @@ class Restorer:
         if not holes and not np.isfinite(values).all():
             raise RestorationError(
                 f"{self.volume.name or 'the volume'} holds NaN or infinite values in T={time}, C={channel}, "
-                f"{_where(box)}; crop them away or replace them"
+                f"{_where(box)}; crop them away, replace them, or have them filled in by draws (--method samples, in "
+                "Python method='samples')"
             )
         return values if values.ndim == 3 else values[None]
 
@@ -240,4 +250,4 @@ def _where(box: Sequence[slice]) -> str:
     return ", ".join(f"{axis}={s.start}:{s.stop}" for axis, s in zip("ZYX", box, strict=True))
 
 
-__all__ = ["Clipping", "RestorationError", "Restorer", "TileWarning", "plan_tile"]
+__all__ = ["Clipping", "RestorationError", "RestorationWarning", "Restorer", "TileWarning", "plan_tile"]

@@ -2,9 +2,9 @@
 
 Cell i of a block of c columns has its first voxel at ((i // c)·(h + g), (i mod c)·(w + g)), with cells of h × w voxels
 and gaps of g. The blocks stand side by side. What lies between the cells, and what a cell is wider than its image, is
-NaN: no voxel is invented. `Prior.iter_sample` gives the new images, `training_crops` the others; the sheet only places
-them, one by one as they come. In the flow this stands beside the memorisation audit (`prior_audit.py`): the eye's test
-first, the statistics' after it.
+NaN: no voxel is invented. `Prior.iter_sample` gives the new images, `training_crops` the others, of the structures
+before the operator where the prior was trained through one; the sheet only places them, one by one as they come. In the
+flow this stands beside the memorisation audit (`prior_audit.py`): the eye's test first, the statistics' after it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .volumes import Volume, VolumeError
 
 if TYPE_CHECKING:
+    from .operators import Operator
     from .prior import Prior
 
 Shown = Literal["denoised", "raw"]
@@ -138,6 +139,7 @@ def training_crops(
     *,
     count: int,
     shown: Shown = "denoised",
+    operator: Operator | None = None,
     channel: int = 0,
     seed: int = 0,
     device: Any = None,
@@ -150,13 +152,16 @@ def training_crops(
     volumes : sequence of Volume
         What the prior was trained on; volumes are drawn in proportion to their voxels.
     prior : Prior
-        Denoises the crops, in one call.
+        Restores the crops by its own means (`prior_audit.own_means`).
     shape : sequence of int
         (Y, X) or (Z, Y, X), voxels. Where a volume is smaller, so is the crop.
     count : int
         How many.
     shown : {"denoised", "raw"}
-        Denoised by the prior, or as measured.
+        Restored by the prior, or as measured.
+    operator : Operator, optional
+        What the microscope did to the light, for priors that were trained through it; crops "denoised" are then of
+        what was before it, on the clean grid.
     channel : int
         Image channel.
     seed : int
@@ -175,8 +180,10 @@ def training_crops(
     ------
     VolumeError
         If there is no volume, or (3D) one without Z.
+    RestorationError
+        If crops are to be restored and the prior was trained through another operator than is given.
     """
-    from .restoration import restore
+    from .prior_audit import own_means
 
     if not volumes:
         raise VolumeError("no training data to cut crops from; choose the layer or the files the prior was trained on")
@@ -185,16 +192,24 @@ def training_crops(
     for volume in sources:
         if solid and "Z" not in volume.axes:
             raise VolumeError(f"{volume.name} has axes {volume.axes}, the prior is 3D: choose stacks with a Z axis")
+    measured = sources
+    by_parts = shown == "denoised" and operator is not None and operator.stride == (1, 1, 1)
     if shown == "denoised":
         alone = prior.channel(channel) if len(prior.noise) > 1 else prior
-        sources = [restore(volume, alone, tile=TILE, device=device) for volume in sources]
+        sources = [own_means(volume, alone, operator, tile=TILE, device=device) for volume in measured]
     share = np.array([math.prod(volume.shape) for volume in sources], dtype=np.float64)
     rng = np.random.default_rng([seed, 2])
     for _ in range(count):
         if watch is not None:
             watch()
-        volume = sources[int(rng.choice(len(sources), p=share / share.sum()))]
+        index = int(rng.choice(len(sources), p=share / share.sum()))
+        volume = sources[index]
         box = _random_box(volume, shape, rng)
+        if by_parts:  # behind an operator an image is restored whole, which one crop of it need not wait for
+            spans = [span if isinstance(span, slice) else slice(span, span + 1) for span in box]
+            part = dict(zip(volume.axes, spans, strict=True))
+            volume = own_means(measured[index], alone, operator, part=part, tile=TILE, device=device)
+            box = tuple(slice(None) if isinstance(span, slice) else 0 for span in box)
         crop = np.asarray(volume.data[box].compute(scheduler="synchronous"), dtype=np.float32)
         yield crop[None] if solid and crop.ndim == 2 else crop
 

@@ -192,8 +192,8 @@ class Tiles:
             halves = split(core, [max(s, 8) for s in self.domain.stride])
             if halves is None:
                 raise MemoryError(
-                    f"not enough memory for even the smallest tile ({error}); close other programs, or use a smaller "
-                    "network (size 'small'), or --device cpu"
+                    f"not enough memory for even the smallest tile ({error}); close other programs, train a "
+                    "smaller network (--size small), or use the CPU (--device cpu)"
                 ) from error
             size = [part.stop - part.start for part in halves[0]]
             warnings.warn(

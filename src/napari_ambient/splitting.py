@@ -177,10 +177,11 @@ def _split_bright(
 def _split_camera(
     counts: Tensor, pilot: Tensor, p: Tensor, read_variance: float, generator: torch.Generator | None
 ) -> Tensor:
-    n = torch.arange(QUANTA, dtype=counts.dtype, device=counts.device)[:, None]
+    n = torch.arange(QUANTA, dtype=counts.dtype, device=counts.device)
     read = pilot.clamp(1e-3, read_variance)
     light = (pilot - read).clamp_min(1e-3)
-    log = n * light.log() - torch.lgamma(n + 1) - (counts - read - n).square() / (2 * read)
+    log = (counts - read)[..., None] - n
+    log.square_().div_(-2 * read[..., None]).addcmul_(light.log()[..., None], n).sub_(torch.lgamma(n + 1))
     quanta = _draw(log, generator)
     added = (p * (1 - p) * read).sqrt() * randn_like(counts, generator)
     return binomial(quanta, p, generator) + p * (counts - quanta) + added
@@ -188,11 +189,11 @@ def _split_camera(
 
 def _split_pulses(counts: Tensor, pilot: Tensor, p: Tensor, shape: float, generator: torch.Generator | None) -> Tensor:
     k = counts.clamp_min(1e-2)
-    n = torch.arange(1, QUANTA + 1, dtype=counts.dtype, device=counts.device)[:, None]  # something was counted
+    n = torch.arange(1, QUANTA + 1, dtype=counts.dtype, device=counts.device)  # something was counted
     rate = shape / (shape + 1) / pilot.clamp_min(1e-2)  # μ/m
     scale = 1 / (shape + 1)  # μ/s
-    total = n * shape
-    log = -n * rate.log() - torch.lgamma(n + 1) + total * (k / scale).log() - torch.lgamma(total)
+    each = shape * (k / scale).log() - rate.log()
+    log = (each[..., None] * n).sub_(torch.lgamma(n + 1) + torch.lgamma(n * shape))
     quanta = _draw(log, generator) + 1
     kept = binomial(quanta, p, generator)
     one, two = (_gamma(shape * q, generator) for q in (kept, quanta - kept))
@@ -200,9 +201,10 @@ def _split_pulses(counts: Tensor, pilot: Tensor, p: Tensor, shape: float, genera
 
 
 def _draw(log: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw indices along the first axis with the given log-probabilities."""
-    below = torch.softmax(log, 0).cumsum(0)
-    return (rand_like(log[0], generator) > below).sum(0).clamp_max(QUANTA - 1).to(log.dtype)
+    """Draw indices along the last axis, where cumulative sums are quick, with the given log-probabilities."""
+    below = torch.softmax(log, -1).cumsum_(-1)
+    chosen = rand_like(log[..., 0], generator)[..., None]
+    return torch.searchsorted(below, chosen)[..., 0].clamp_max(QUANTA - 1).to(log.dtype)
 
 
 def _gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -31,6 +31,7 @@ from .training import iter_train
 from .volumes import Volume
 
 if TYPE_CHECKING:
+    from .prior import Prior
     from .training import Step
 
 LARGEST = {"T": 1, "Z": 32, "Y": 128, "X": 128}
@@ -69,7 +70,8 @@ class TrainingTime:
     def describe(self) -> str:
         """Say it in one line: "about 4 minutes on this CPU (2 threads), 16 steps per second"."""
         rate = 1 / self.step_seconds
-        pace = f"{rate:.2g} steps per second" if rate >= 1 else f"{self.step_seconds:.2g} seconds per step"
+        step = "step" if f"{rate:.2g}" == "1" else "steps"
+        pace = f"{rate:.2g} {step} per second" if rate >= 1 else f"{self.step_seconds:.2g} seconds per step"
         below = f", {in_words(self.below_seconds)} of it for error bars" if self.below_seconds else ""
         return f"about {in_words(self.total)} on {self.where}{below}; {pace}"
 
@@ -80,6 +82,7 @@ def estimate_time(
     *,
     objective: ObjectiveName = "auto",
     operator: Operator | None = None,
+    start: Prior | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
     budget: float = 2.0,
@@ -88,7 +91,7 @@ def estimate_time(
 
     Parameters
     ----------
-    volume, noise, objective, operator, config, device, budget
+    volume, noise, objective, operator, start, config, device, budget
         As there.
 
     Returns
@@ -96,7 +99,7 @@ def estimate_time(
     TrainingTime
     """
     *_, last = iter_estimate_time(
-        volume, noise, objective=objective, operator=operator, config=config, device=device, budget=budget
+        volume, noise, objective=objective, operator=operator, start=start, config=config, device=device, budget=budget
     )
     return last
 
@@ -107,6 +110,7 @@ def iter_estimate_time(
     *,
     objective: ObjectiveName = "auto",
     operator: Operator | None = None,
+    start: Prior | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str | None = None,
     budget: float = 2.0,
@@ -123,6 +127,8 @@ def iter_estimate_time(
         What will be minimised, as for `train`.
     operator : Operator, optional
         What the microscope did to the light, as for `train`.
+    start : Prior, optional
+        The prior to be trained on with (fine-tuning): its own network is timed.
     config : TrainConfig, optional
         How it will be trained.
     device : torch.device or str, optional
@@ -151,7 +157,7 @@ def iter_estimate_time(
     seconds: list[float] = []
     operator = operator or Identity()
     cut = operator.crop([slice(0, piece.sizes.get(a, 1) * s) for a, s in zip("ZYX", operator.stride, strict=True)])
-    steps = iter_train(piece, stand_in, objective=objective, operator=cut, config=quick, device=chosen)
+    steps = iter_train(piece, stand_in, objective=objective, operator=cut, start=start, config=quick, device=chosen)
     for step, took in _timed(steps):
         if step.index <= WARM_UP and seconds:  # the steps in which torch chooses its kernels do not count
             seconds.clear()
@@ -169,7 +175,7 @@ def iter_estimate_time(
         result = replace(result, seconds=result.seconds + config.validations * validation)
     if config.below != "none":
         below = replace(quick, below=config.below, steps=1, below_steps=10**6)
-        for found in _below_seconds(piece, stand_in, below, config, chosen):
+        for found in _below_seconds(piece, stand_in, start, below, config, chosen):
             if found is None:
                 yield result
             else:
@@ -198,12 +204,17 @@ def _timed(steps: Generator[Step, None, None]) -> Generator[tuple[Step, float], 
 
 
 def _below_seconds(
-    piece: Volume, noise: NoiseModel, timed: TrainConfig, config: TrainConfig, device: torch.device
+    piece: Volume,
+    noise: NoiseModel,
+    start: Prior | None,
+    timed: TrainConfig,
+    config: TrainConfig,
+    device: torch.device,
 ) -> Generator[float | None, None, None]:
     """Seconds of the stage below the noise, at last: steps that draw and steps that do not, timed apart."""
     drawing: list[float] = []
     plain: list[float] = []
-    for step, took in _timed(iter_train(piece, noise, config=timed, device=device)):
+    for step, took in _timed(iter_train(piece, noise, start=start, config=timed, device=device)):
         stage = step._training.below
         if step.index == 1:
             yield None

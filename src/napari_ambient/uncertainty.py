@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from .posterior import (
 )
 from .prior import write_whole
 from .recorruption import at, blur, fill, stabilise, to_photons, trusted
-from .restorer import RestorationError, Restorer
+from .restorer import RestorationError, RestorationWarning, Restorer
 from .samplers import Noise
 from .sampling import (
     CallCount,
@@ -56,6 +57,12 @@ from .sampling import (
 Array = NDArray[np.float32]
 MATE = 1  # number of the draw that is made of the first one's noise, negated (`moments.py`)
 CALLS_PER_STAGE = 6  # of split Gibbs
+SLICES_THROUGH = (
+    "this prior sees planes with their neighbours (2.5D), and behind a blur or holes its draws are not draws of one "
+    "joint distribution of the whole stack: their error bars were measured to be too narrow, so do not rely on them; "
+    "train a prior of single planes or of whole stacks (--dims 2D or 3D)"
+)
+"""Said of priors whose planes overlap where draws begin far above the noise."""
 STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
 
 
@@ -147,8 +154,8 @@ class DrawRestorer:
             raise RestorationError(f"steps is {steps} and seed {seed}; give 2 steps or more, and a seed of 0 or more")
         if posterior not in DRAWS and any(o.name not in ("mean", "draws") for o in self.outputs):
             raise RestorationError(
-                f"the spread of {posterior} is no error bar; ask for outputs=['mean'], or use "
-                f"{' or '.join(sorted(DRAWS))}"
+                f"the spread of {posterior} is no error bar; ask for the mean alone (outputs: mean), or use "
+                f"{' or '.join(sorted(DRAWS))} (--posterior)"
             )
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
@@ -195,7 +202,7 @@ class DrawRestorer:
         if shape != measured and (np.ndim(zero) or np.ndim(gain)):
             raise RestorationError(
                 "the noise model has a map for every camera pixel, and the operator changes the pixels; fit the noise "
-                "of this volume as one camera (noise=fit_noise(volume))"
+                "of this volume as one camera (--noise fit, in Python noise=fit_noise(volume))"
             )
         results: list[NDArray[np.floating[Any]]] = []
         for output in self.outputs:
@@ -222,18 +229,32 @@ class DrawRestorer:
         counts, valid, holes = self._read(time, channel, planes)
         digest = "" if self.work is None else self._digest(counts, valid)
         for number in range(self.draws):
-            key = (self.seed, time, channel, number)
+            key = (self.seed, time, self.restorer.volume.first_channel + channel, number)
             name = "_".join(map(str, (*key, planes.start, digest)))
             path = None if self.work is None else self.work / f"{name}.npy"
             if path is not None and path.exists():
                 yield np.load(path)
                 self.count.piece_ended()
                 continue
+            self._check_measured(time, channel, planes, shape, valid)
             with self.count.watched():
                 draw = self._draw(counts, valid, key, planes.start, channel, holes)
             if path is not None:
                 write_whole(path, _npy(draw))
             yield draw
+
+    def _check_measured(
+        self, time: int, channel: int, planes: slice, shape: Sequence[int], valid: torch.Tensor | None
+    ) -> None:
+        """Refuse an image of which nothing was measured: its draws would be of the prior alone."""
+        if valid is None and isinstance(self.operator, Identity):
+            return
+        seen = self._operator(planes).forward(torch.ones((1, 1, *shape)))
+        if not bool((seen if valid is None else torch.where(valid, seen, torch.zeros_like(seen))).any()):
+            raise RestorationError(
+                f"nothing was measured in T={time}, C={channel}, Z={planes.start}:{planes.stop}: all of it is NaN, "
+                "infinite, hot or masked; leave such images out, or correct the mask (0 where nothing was measured)"
+            )
 
     def _draw(
         self,
@@ -266,6 +287,8 @@ class DrawRestorer:
             self.count.piece_ended(tiled.calls)
             return clean
         if holes or not isinstance(self.operator, Identity):
+            if restorer.overlapping and isinstance(self.operator, Identity):  # NaN, of which nobody knew before
+                warnings.warn(SLICES_THROUGH, RestorationWarning, stacklevel=2)
             # some methods differentiate the network
             with torch.inference_mode(self.posterior in ("split_gibbs", "diffpir")):
                 clean = self._draw_through(counts, valid, operator, denoise, noise)

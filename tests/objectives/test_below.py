@@ -26,6 +26,10 @@ def test_buffer_replaces_the_oldest() -> None:
         assert sorted(b.state()["x"].flatten().tolist()) == [6.0, 7.0, 8.0, 9.0]
     one, two = (b.draw(3, torch.Generator().manual_seed(1))["x"] for b in (buffer, copy))
     assert torch.equal(one, two)
+    assert [buffer.due(3) for _ in range(4)] == [True, False, False, True]
+    copy.load({**buffer.state(), "anchor.weight": torch.zeros(2)})  # what others keep is not the buffer's
+    assert [copy.due(3) for _ in range(3)] == [False, False, True]
+    assert set(copy.state()) == {"x", "next"}
     with pytest.raises(ValueError, match="at least one row"):
         Buffer(0)
 
@@ -57,8 +61,9 @@ def test_two_modes(ambient: dict[str, Tensor], below: str) -> None:
     before, error_before = drawn_spread(model), at_boundary(model)
     teacher.requires_grad_(False)
     stage = BELOW[below](Plain(), **({"capacity": 4096} if below == "em" else {}))
+    steps = 60 if below == "em" else 100
     for round_ in range(5):  # the moving average, in steps
-        fit(model, stage, 100, 10 + round_, teacher, 1e-3)
+        fit(model, stage, steps, 10 + round_, teacher, 1e-3)
         teacher.load_state_dict(model.state_dict())
     after = drawn_spread(model)
     assert abs(after - WITHIN) < 0.75 * abs(before - WITHIN)

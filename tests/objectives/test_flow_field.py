@@ -100,7 +100,7 @@ def compare(posterior: AmortisedPosterior) -> tuple[float, float, Tensor]:
 def test_the_flow_becomes_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean h̄Sy/(|h|²S+σ²) and variance Sσ²/(|h|²S+σ²), by bands of frequency too."""
     torch.set_num_threads(1)
-    error, total, bands = compare(trained(300, None, monkeypatch))
+    error, total, bands = compare(trained(200, None, monkeypatch))
     assert error < 0.25
     assert total == pytest.approx(1, abs=0.1)
     assert float((bands - 1).abs().max()) < 0.25
@@ -109,5 +109,5 @@ def test_the_flow_becomes_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None
 def test_without_the_prior_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The blur hides the fine detail, so the spread there is the prior's to bound."""
     torch.set_num_threads(1)
-    _, total, _ = compare(trained(120, "prior", monkeypatch))
+    _, total, _ = compare(trained(60, "prior", monkeypatch))
     assert total > 1.5

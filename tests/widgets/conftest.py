@@ -89,6 +89,30 @@ def finished(qtbot: Any) -> Callable[..., dict[str, list[Any]]]:
 
 
 @pytest.fixture
+def longest_work(qtbot: Any) -> Callable[..., float]:
+    """Return a function that starts something in the Qt thread and gives the longest work of it between heartbeats, s.
+
+    Work is the thread's own CPU time: what it waits for a core on a busy machine is not counted.
+    """
+    from qtpy.QtCore import QTimer
+
+    def watch(start: Callable[[], object], until: Callable[[], bool], timeout: int = 60_000) -> float:
+        begun: list[bool] = []
+        ticks: list[float] = [time.thread_time()]
+        timer = QTimer()
+        timer.setInterval(2)
+        timer.timeout.connect(lambda: ticks.append(time.thread_time()))
+        timer.start()
+        QTimer.singleShot(20, lambda: (start(), begun.append(True)))
+        qtbot.waitUntil(lambda: bool(begun) and until(), timeout=timeout)
+        timer.stop()
+        ticks.append(time.thread_time())
+        return max(later - earlier for earlier, later in itertools.pairwise(ticks))
+
+    return watch
+
+
+@pytest.fixture
 def largest_gap(qtbot: Any) -> Callable[[Callable[[], bool]], float]:
     """Return a function that watches the Qt thread until something is true, and gives its longest standstill in s."""
     from qtpy.QtCore import QTimer

@@ -187,7 +187,7 @@ def test_axes_are_asked_for(batch: BatchWidget, qtbot: Any, tmp_path: Path) -> N
     batch.add([str(tmp_path / "*.npy")])
     qtbot.waitUntil(lambda: listed(batch, 1), timeout=WAIT)
     assert batch.table.index(0, IMAGE).data().startswith("axes?")
-    assert "do not name their axes" in batch.message.text()
+    assert "A file does not name its axes" in batch.message.text()
     batch.axes.setText("tyx")
     batch.voxel_size.setText("0.2 x 0.2")
     batch.axes.editingFinished.emit()

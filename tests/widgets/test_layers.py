@@ -11,6 +11,7 @@ from napari.layers import Image, Labels, Points, Shapes
 
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._layers import (
+    METADATA,
     LayerError,
     crop,
     describe_axes,
@@ -20,6 +21,7 @@ from napari_ambient.widgets._layers import (
     possible_axes,
     rectangle,
     remember_axes,
+    show_in,
     volume_from_layer,
     voxel_size_of,
 )
@@ -336,6 +338,24 @@ def test_bool_and_last_axis_of_three() -> None:
 def test_describe_axes() -> None:
     volume = Volume.from_array(da.zeros((34, 81, 512, 512)), "TZYX", voxel_size={"Z": 0.2, "Y": 0.1, "X": 0.1})
     assert describe_axes(volume) == "T = 34, Z = 81, 512 × 512, 0.2 × 0.1 × 0.1 µm"
+
+
+def test_a_layer_shows_another_part_only_if_it_lies_alike() -> None:
+    """The place of the first voxel may differ, steps and the number of axes may not."""
+    source = Image(np.zeros((4, 12, 10)), axis_labels="tyx", scale=(1, 0.5, 0.5), translate=(0, 3, 4))
+    volume = volume_from_layer(source)
+    part = {"T": slice(1, 2), "Y": slice(2, 8), "X": slice(0, 10)}
+    values = np.ones((1, 6, 10))
+    data, arguments = layer_arguments(crop(volume, part), source, name="new", region=part, values=values)
+    assert np.shares_memory(data, values)
+    shown = Image(np.zeros((1, 4, 4)), name="old", scale=(1, 0.5, 0.5))
+    assert show_in(shown, data, arguments)
+    np.testing.assert_array_equal(shown.data, values)
+    np.testing.assert_allclose(shown.translate, (1, 4, 4))
+    assert (shown.name, shown.metadata[METADATA]["axes"]) == ("new", "TYX")
+    for other in (Image(np.zeros((1, 4, 4))), Image(np.zeros((4, 4)), scale=(0.5, 0.5))):
+        assert not show_in(other, data, arguments)
+        assert not other.data.any()
 
 
 # --------------------------------------------------------------------------------------- regions and masks

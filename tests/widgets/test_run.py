@@ -11,9 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QApplication, QPushButton, QVBoxLayout, QWidget
 
-from napari_ambient.widgets._run import MEMORY_REMEDY, Cancelled, Job, Message, RunBar, duration, readable, run
+from napari_ambient.widgets import _run
+from napari_ambient.widgets._column import scrolled_column
+from napari_ambient.widgets._run import (
+    MEMORY_REMEDY,
+    Cancelled,
+    Job,
+    Message,
+    RunBar,
+    Turn,
+    _Worker,
+    duration,
+    readable,
+    run,
+)
 
 Finished = Callable[..., dict[str, list[Any]]]
 
@@ -251,6 +266,48 @@ def test_a_flood_of_values_does_not_pile_up(qtbot: Any, finished: Finished) -> N
     assert max(ahead) < 100
 
 
+@pytest.mark.parametrize("turns", [True, False])
+def test_the_window_has_a_turn_between_values_that_take_long_to_show(
+    turns: bool, finished: Finished, qtbot: Any
+) -> None:
+    """Without it, values that wait together are shown without a beat in between, which is the control."""
+    told: list[str] = []
+    beat = QTimer()
+    beat.setInterval(1)
+    beat.timeout.connect(lambda: told.append("beat"))
+
+    def work(job: Job) -> Generator[Any, None, None]:
+        for name in ("one", "two", "three"):
+            yield name
+            if turns:
+                yield Turn()
+
+    def show(name: str) -> None:
+        told.append(name)
+        time.sleep(0.1)  # so long that the next one is there
+
+    job = run(work)
+    job.yielded.connect(show)
+    beat.start()
+    heard = finished(job)
+    beat.stop()
+    assert heard["yielded"] == ["one", "two", "three"]  # a turn is no value
+    between = [told[told.index(a) + 1 : told.index(b)] for a, b in (("one", "two"), ("two", "three"))]
+    assert all("beat" in each for each in between) == turns
+
+
+def test_work_that_waits_for_the_window_can_be_cancelled(finished: Finished, qtbot: Any) -> None:
+    def work(job: Job) -> Generator[Any, None, None]:
+        while True:
+            yield Turn()
+
+    job = run(work)
+    job.start()
+    qtbot.wait(50)
+    job.cancel()
+    assert finished(job, start=False, timeout=1000)["order"] == ["cancelled", "ended"]
+
+
 # ------------------------------------------------------------------------------------------- closing
 
 
@@ -270,6 +327,37 @@ def test_deleting_the_widget_stops_the_work(qtbot: Any) -> None:
     widget.deleteLater()
     del widget
     qtbot.waitUntil(stopped.is_set, timeout=1000)
+
+
+@pytest.mark.parametrize("when", ["while it works", "before the window hears of the end"])
+def test_no_job_stays_behind_a_deleted_widget(when: str, qtbot: Any) -> None:
+    """Its end reaches nobody then; it must not stay in the list of jobs at work for as long as the program runs."""
+    went = threading.Event()
+
+    def work(job: Job) -> Generator[int, None, None]:
+        try:
+            yield from endless(job) if when == "while it works" else ()
+        finally:
+            went.set()
+
+    widget = QWidget()
+    job = run(work, widget)
+    job.start()
+    if when == "while it works":
+        qtbot.wait(50)
+    else:
+        # the Qt thread sleeps: what the worker tells it waits until the widget is gone
+        assert went.wait(5)
+        (worker,) = (each for each in _Worker._worker_set if getattr(each, "_task", None) is job._task)
+        while worker.is_running:
+            time.sleep(0.01)
+        time.sleep(0.05)
+    widget.deleteLater()
+    QApplication.sendPostedEvents(widget, QEvent.Type.DeferredDelete)
+    assert not isalive(job)
+    assert job in _run._running
+    del widget
+    qtbot.waitUntil(lambda: job not in _run._running, timeout=2000)
 
 
 def test_closing_a_window_stops_the_work(qtbot: Any, finished: Finished) -> None:
@@ -378,8 +466,6 @@ def test_the_qt_thread_never_stands_still(qtbot: Any, largest_gap: Callable[...,
 
 
 def test_the_watch_would_see_a_standstill(qtbot: Any, largest_gap: Callable[..., float]) -> None:
-    from qtpy.QtCore import QTimer
-
     done = []
     QTimer.singleShot(20, lambda: (compute(lambda: None), done.append(1)))
     assert largest_gap(lambda: bool(done)) > 0.4
@@ -459,6 +545,24 @@ def test_an_error_is_shown_and_notified_in_full(qtbot: Any) -> None:
     message.say("")
     assert message.isHidden()
     QApplication.processEvents()
+
+
+def test_an_error_is_seen_where_the_form_is_higher_than_the_window(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notification_manager, "receive_error", lambda *_: None)
+    form = QWidget()
+    column = scrolled_column(form)
+    tall, message = QWidget(), Message()
+    tall.setFixedHeight(2000)
+    column.addWidget(tall)
+    column.addWidget(message)
+    qtbot.addWidget(form)
+    form.resize(300, 300)
+    form.show()
+    message.say("far below")
+    qtbot.wait(80)
+    assert message.visibleRegion().isEmpty()  # what is only said moves nothing
+    message.error(ValueError("halo"))
+    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=2000)
 
 
 def test_a_readable_error_is_the_error_itself() -> None:

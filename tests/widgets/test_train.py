@@ -16,6 +16,7 @@ from qtpy.compat import isalive
 from qtpy.QtCore import QPoint, Qt
 
 import napari_ambient
+from napari_ambient import training_time
 from napari_ambient.choices import ObjectiveName
 from napari_ambient.noise import NoiseModel
 from napari_ambient.objectives import OBJECTIVES
@@ -330,6 +331,22 @@ def test_the_time_is_said_before_training(make: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: "no Z to see" in widget.time.text(), timeout=WAIT)
 
 
+def test_what_was_said_of_another_image_goes(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:
+    """An unfinished training is offered for its own image alone, and an error is about the image it came from."""
+    widget = make(LONG)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 2), timeout=WAIT)
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    assert "Resume goes on" in widget.message.text()
+    other = viewer.add_image(noisy((2, 40, 40)), name="other", axis_labels=("t", "y", "x"))
+    widget.source.box.choose(other)
+    assert widget.message.text() == ""
+    assert not widget.resume.isVisibleTo(widget)
+    widget.source.box.choose(viewer.layers["waves"])
+    assert "An unfinished training of this image is there" in widget.message.text()
+
+
 def test_two_forms_share_nothing(make: Any, qtbot: Any) -> None:
     one, other = make(), make()
     one.error_bars.setChecked(True)
@@ -454,13 +471,29 @@ def test_a_training_begins_with_a_prior_and_is_resumed(
     assert other._prior.record.step > first.step
 
 
-def test_the_time_of_a_fine_tuning_is_said(make: Any, viewer: Any, qtbot: Any) -> None:
+def test_the_time_of_a_fine_tuning_is_said(make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own network and rank; the time from scratch, which was said before, is another."""
+    asked: list[dict[str, Any]] = []
+    estimate = training_time.iter_estimate_time
+    monkeypatch.setattr(
+        training_time, "iter_estimate_time", lambda *a, **options: asked.append(options) or estimate(*a, **options)
+    )
     widget = make(timing=0.1)
-    widget.origin.choose(priors_of(viewer).add("begin.prior", tiny_prior()))
+    widget._estimate_time()
+    qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
+    begin = tiny_prior()
+    choose(widget.dims, "3D")  # without effect: the network is the prior's
+    widget.origin.choose(priors_of(viewer).add("begin.prior", begin))
+    assert not widget.dims.isEnabled()
+    assert widget.dims.toolTip() == widget.size.toolTip() == train.NETWORK_OF_START
     widget.low_rank.setValue(4)
     widget._estimate_time()
     qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
     assert widget.time.text().startswith("About ")
+    first, second = asked
+    assert first["start"] is None
+    assert second["start"] is begin
+    assert (second["config"].low_rank, second["config"].dims) == (4, "2D")
 
 
 def test_the_form_knows_what_the_library_chooses() -> None:
@@ -553,14 +586,9 @@ def test_training_on_images_with_holes_is_resumed(make: Any, viewer: Any, cache:
     assert not widget.error_bars.isEnabled()
     assert "ambient_mask there will be no error bars" in widget.keeps.text()
     widget.through.mask.choose(labels)
-    # a mask is 0 where nothing was measured; these holes are painted, and the form says what comes of it
-    widget._estimate_time()
-    qtbot.waitUntil(lambda: "Mask, 1.953 % of 64 x 64" in widget.through.words.text(), timeout=WAIT)
-    choose(widget.through.holes, True)
-    assert widget.through.words.text() == ""
+    qtbot.waitUntil(lambda: widget.through.words.text() == "2 % of the voxels are taken as missing.", timeout=WAIT)
     widget._estimate_time()
     qtbot.waitUntil(lambda: widget.time.text().endswith("."), timeout=WAIT)
-    assert widget.through.words.text() == "Mask, 98.05 % of 64 x 64 voxels measured."
     click(qtbot, widget.train)
     qtbot.waitUntil(lambda: "waves (preview)" in viewer.layers and steps_done(widget, 2)(), timeout=WAIT)
     labels.data = np.ones_like(painted)  # too late
@@ -596,6 +624,7 @@ def test_the_preview_does_not_look_into_the_holes(make: Any, viewer: Any, qtbot:
         qtbot.keyClick(field, Qt.Key.Key_Return)
     choose(widget.through.box, "holes")
     widget.through.mask.choose(mask)
+    choose(widget.through.holes, False)
     click(qtbot, widget.train)
     wait(qtbot, widget)
     assert "no preview" not in widget.message.text()

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from napari_ambient.recorruption import Recorruption
+from napari_ambient.recorruption import Further, Recorruption
 
 from .base import Batch, Denoise, Objective, mean_where
 
@@ -83,6 +83,14 @@ class Ambient(Objective):
         distant = torch.exp(math.log(self.near[1]) + (math.log(self.sigma_max / self.near[1])) * draw[1])
         return self.recorruption.sigma_y * torch.where(draw[2] < self.far, distant, close)
 
+    def shown(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Say which voxels of the measurement to corrupt further and show; of the others nothing is seen."""
+        return batch.valid
+
+    def loss(self, prediction: Tensor, batch: Batch, shown: Tensor, further: Further) -> Tensor:
+        """Give the loss per voxel of a prediction of what is not `shown`."""
+        return self.recorruption.loss(prediction, further)
+
     def losses(
         self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -92,9 +100,10 @@ class Ambient(Objective):
         sigma = self.levels(size, generator, batch.counts.device)
         count = round(size * self.boundary) if batch.progress >= self.start else 0
         sigma[:count] = self.level * form.sigma_y
-        further = form.recorrupt(batch.counts, batch.valid, sigma, generator)
+        shown = self.shown(batch, generator)
+        further = form.recorrupt(batch.counts, shown, sigma, generator)
         measured = torch.arange(size, device=sigma.device) < count
-        seen, seen_sigma = further.x_t, sigma
+        seen, seen_sigma, seen_where = further.x_t, sigma, shown
         if count:
             with torch.no_grad():
                 taught = average(
@@ -102,23 +111,41 @@ class Ambient(Objective):
                     sigma[:count],
                     corruption=form.corruption,
                     channel=batch.channel[:count],
+                    known=self._known(shown[:count]),
                 )
             seen = torch.cat([form.measure(batch.counts[:count], batch.valid[:count]), further.x_t[count:]])
+            seen_where = torch.cat([batch.valid[:count], shown[count:]])
             seen_sigma = torch.where(measured, torch.full_like(sigma, form.sigma_y), sigma)
-        prediction = denoiser(seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel)
+        prediction = denoiser(
+            seen,
+            seen_sigma,
+            corruption=form.corruption,
+            measured=measured,
+            channel=batch.channel,
+            known=self._known(seen_where),
+        )
         relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
         weight = batch.learn / size
-        own = form.loss(prediction, further) * weight * relative**self.power
+        own = self.loss(prediction, batch, shown, further) * weight * relative**self.power
         result = {"ambient": own[count:].sum() / weight[count:].sum().clamp_min(1e-6) * (1 - count / size)}
         if count:
+            # in holes too where they are shown as such: the measured term never asks there
+            where = torch.ones_like(batch.valid[:count]) if self.shows_holes else batch.valid[:count]
             difference = form.agreement(prediction[:count], taught)
-            result["boundary"] = mean_where(difference, batch.valid[:count]) * (count / size)
+            result["boundary"] = mean_where(difference, where) * (count / size)
         return result
 
     def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
         """Held-out loss at the level next to the boundary: an unbiased error up to a constant."""
         form = self.recorruption
         sigma = torch.full((len(batch.counts),), self.level * form.sigma_y, device=batch.counts.device)
-        further = form.recorrupt(batch.counts, batch.valid, sigma, generator)
-        prediction = denoiser(further.x_t, sigma, corruption=form.corruption, channel=batch.channel)
-        return mean_where(form.loss(prediction, further), batch.learn)
+        shown = self.shown(batch, generator)
+        further = form.recorrupt(batch.counts, shown, sigma, generator)
+        prediction = denoiser(
+            further.x_t, sigma, corruption=form.corruption, channel=batch.channel, known=self._known(shown)
+        )
+        return mean_where(self.loss(prediction, batch, shown, further), batch.learn)
+
+    def _known(self, where: Tensor) -> Tensor | None:
+        """Give what the denoiser is told of holes."""
+        return where if self.shows_holes else None

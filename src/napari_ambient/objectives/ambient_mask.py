@@ -22,7 +22,7 @@ from napari_ambient.operators import Compose, Mask, Operator
 from napari_ambient.recorruption import Further, Recorruption
 
 from .ambient import Ambient
-from .base import Batch, Denoise, ObjectiveError, Setting, mean_where
+from .base import Batch, Denoise, ObjectiveError, Setting
 
 HIDDEN = 0.15
 """Share of the measured voxels that is hidden; Daras et al. take 0.1 to 0.3."""
@@ -60,66 +60,19 @@ class AmbientMask(Ambient):
                     f"({mask.describe()}); choose flow_diff, or divide the images by the illumination first"
                 )
 
-    def losses(
-        self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """See `Objective.losses`."""
-        form, size = self.recorruption, len(batch.counts)
-        sigma = self.levels(size, generator, batch.counts.device)
-        count = round(size * self.boundary) if batch.progress >= self.start else 0
-        sigma[:count] = self.level * form.sigma_y
-        kept = batch.valid & self._keep(batch, generator)
-        further = form.recorrupt(batch.counts, kept, sigma, generator)
-        measured = torch.arange(size, device=sigma.device) < count
-        seen, seen_sigma, known = further.x_t, sigma, kept
-        if count:
-            with torch.no_grad():
-                taught = average(
-                    further.x_t[:count],
-                    sigma[:count],
-                    corruption=form.corruption,
-                    channel=batch.channel[:count],
-                    known=kept[:count],
-                )
-            seen = torch.cat([form.measure(batch.counts[:count], batch.valid[:count]), further.x_t[count:]])
-            known = torch.cat([batch.valid[:count], kept[count:]])
-            seen_sigma = torch.where(measured, torch.full_like(sigma, form.sigma_y), sigma)
-        prediction = denoiser(
-            seen, seen_sigma, corruption=form.corruption, measured=measured, channel=batch.channel, known=known
-        )
-        relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
-        loss = self._loss(prediction, batch.counts, kept, further)
-        weight = batch.learn / size
-        own = loss * weight * relative**self.power
-        result = {"ambient": own[count:].sum() / weight[count:].sum().clamp_min(1e-6) * (1 - count / size)}
-        if count:
-            # in the holes too, which the measured term never sees as such
-            everywhere = torch.ones_like(batch.valid[:count])
-            result["boundary"] = mean_where(form.agreement(prediction[:count], taught), everywhere) * (count / size)
-        return result
+    def shown(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """See `Ambient.shown`; a random share of what was measured is hidden."""
+        draw = torch.rand(batch.counts.shape, generator=generator, device=generator.device).to(batch.counts.device)
+        return batch.valid & (draw >= self.hidden)
 
-    def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Held-out loss at the level next to the boundary, with voxels hidden."""
+    def loss(self, prediction: Tensor, batch: Batch, shown: Tensor, further: Further) -> Tensor:
+        """See `Ambient.loss`: what thinning left where the voxel was shown, all its counts where it was hidden."""
         form = self.recorruption
-        sigma = torch.full((len(batch.counts),), self.level * form.sigma_y, device=batch.counts.device)
-        kept = batch.valid & self._keep(batch, generator)
-        further = form.recorrupt(batch.counts, kept, sigma, generator)
-        prediction = denoiser(further.x_t, sigma, corruption=form.corruption, channel=batch.channel, known=kept)
-        loss = self._loss(prediction, batch.counts, kept, further)
-        return mean_where(loss, batch.learn)
+        return torch.where(shown, form.loss(prediction, further), form.fresh(prediction, batch.counts))
 
     def reconstruct(self, denoiser: Denoise, batch: Batch) -> Tensor:
         """See `Objective.reconstruct`."""
         return self.answer(denoiser, self.recorruption.measure(batch.counts, batch.valid), batch, batch.valid)
-
-    def _keep(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        draw = torch.rand(batch.counts.shape, generator=generator, device=generator.device).to(batch.counts.device)
-        return draw >= self.hidden
-
-    def _loss(self, prediction: Tensor, counts: Tensor, kept: Tensor, further: Further) -> Tensor:
-        """Loss per voxel: of what thinning left where the voxel was seen, of all its counts where it was hidden."""
-        form = self.recorruption
-        return torch.where(kept, form.loss(prediction, further), form.fresh(prediction, counts))
 
 
 def _masks(operator: Operator) -> list[Mask]:

@@ -203,9 +203,7 @@ class Objective(ABC):
         """Ask the denoiser once about `seen` as a measurement, not `known` everywhere; gives scaled intensity."""
         form = self.recorruption
         sigma = torch.full((len(seen),), form.sigma_y, device=seen.device)
-        return denoiser(
-            seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=known
-        )
+        return denoiser(seen, sigma, corruption=form.corruption, measured=True, channel=batch.channel, known=known)
 
     def reconstruct(self, denoiser: Denoise, batch: Batch) -> Tensor:
         """Ask the denoiser once for the clean crops behind the measurements; gives scaled intensity."""

@@ -1,8 +1,8 @@
 """A buffer of draws from the posterior, refreshed little by little: the data of the stages below the noise level.
 
-Both `virtual_exposures.py` and `em.py` draw what the measurements leave open with the moving average of the network,
-and train on the draws as if they were clean. Drawing costs a dozen network calls, so a draw is used many times: each
-step takes some from here, flipped at random, and every few steps the oldest give way to new ones.
+`virtual_exposures.py`, `em.py` and `operator_em.py` draw what the measurements leave open with the moving average of
+the network, and train on the draws as if they were clean. Drawing costs a dozen network calls, so a draw is used many
+times: each step takes some from here, flipped at random, and every few steps the oldest give way to new ones.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ class Buffer:
             raise ValueError(f"capacity is {capacity}; a buffer holds at least one row")
         self.capacity = capacity
         self._rows: dict[str, Tensor] = {}
-        self._next = 0
+        self._next = self._steps = 0
 
     def __len__(self) -> int:
         return len(next(iter(self._rows.values()))) if self._rows else 0
+
+    def due(self, every: int) -> bool:
+        """Count a step, and say whether it is one of those, `every` steps apart, that bring new rows."""
+        self._steps += 1
+        return (self._steps - 1) % every == 0
 
     def add(self, rows: dict[str, Tensor]) -> None:
         """Take in rows, (n, ...) each; beyond the capacity they replace the oldest."""
@@ -56,9 +61,9 @@ class Buffer:
 
     def state(self) -> dict[str, Tensor]:
         """Give what a checkpoint keeps."""
-        return {**self._rows, "next": torch.tensor(self._next)}
+        return {**self._rows, "next": torch.tensor([self._next, self._steps])}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` gave."""
-        self._next = int(state["next"])
-        self._rows = {k: v for k, v in state.items() if k != "next"}
+        """Restore what `state` gave; what else an objective keeps has names with a dot, and is left alone."""
+        self._next, self._steps = state["next"].tolist()
+        self._rows = {k: v for k, v in state.items() if k != "next" and "." not in k}

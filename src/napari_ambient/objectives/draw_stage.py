@@ -39,7 +39,6 @@ class DrawStage(Objective):
         self.anchor = Anchor(recorruption)
         self.buffer = Buffer(capacity)
         self.refresh = refresh
-        self._steps = 0
 
     @abstractmethod
     def draw(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -55,10 +54,9 @@ class DrawStage(Objective):
         """See `Objective.losses`."""
         size = len(batch.counts)
         self.anchor.hold(average)
-        if len(self.buffer) < self.buffer.capacity or self._steps % self.refresh == 0:
+        if self.buffer.due(self.refresh) or len(self.buffer) < self.buffer.capacity:
             with torch.no_grad():
                 self.buffer.add(self.draw(average, batch, generator))
-        self._steps += 1
         result = self.ambient.losses(denoiser, average, batch.part(slice(0, max(1, size // 2))), generator)
         result["anchor"] = self.anchor.loss(denoiser, batch.part(slice(size // 2, None)), generator)
         return result | self.learn(denoiser, size, generator)
@@ -69,10 +67,9 @@ class DrawStage(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """See `Objective.state`."""
-        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
+        return {**self.buffer.state(), **self.anchor.state()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
-        self._steps = int(state["steps"])
         self.anchor.load(state)
-        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
+        self.buffer.load(state)

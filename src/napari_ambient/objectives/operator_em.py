@@ -67,7 +67,6 @@ class OperatorEM(Objective):
         self.stages, self.refresh, self.beginning = stages, refresh, beginning
         self.buffer = Buffer(capacity)
         self.anchor = Anchor(recorruption)
-        self._steps = 0
         self._started = False
 
     def prepare(self, setting: Setting) -> None:
@@ -80,16 +79,15 @@ class OperatorEM(Objective):
     ) -> dict[str, Tensor]:
         """See `Objective.losses`."""
         light, known = batch.evidence()
-        fresh: Tensor | None = None
-        with torch.no_grad():
-            if batch.progress < self.beginning:
-                fresh = self._first(average, batch, light, known)
-            elif self._steps % self.refresh == 0:
-                fresh = self.draw(average, batch, light, generator)
-        if fresh is not None:
-            rows = {"image": fresh, "seen": stabilise(light, 1.0), "known": known, "channel": batch.channel}
-            self.buffer.add(rows)
-        self._steps += 1
+        begins = batch.progress < self.beginning
+        if self.buffer.due(self.refresh) or begins:
+            with torch.no_grad():
+                if begins:
+                    image = self._first(average, batch, light, known)
+                else:
+                    image = self.draw(average, batch, light, generator)
+            seen = stabilise(light, 1.0)
+            self.buffer.add({"image": image, "seen": seen, "known": known, "channel": batch.channel})
         held = self.buffer.draw(len(batch.counts), generator)
         every = torch.ones_like(held["image"], dtype=torch.bool)
         loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
@@ -154,10 +152,9 @@ class OperatorEM(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """See `Objective.state`."""
-        return {**self.buffer.state(), **self.anchor.state(), "steps": torch.tensor(self._steps)}
+        return {**self.buffer.state(), **self.anchor.state()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
-        self._steps = int(state["steps"])
         self.anchor.load(state)
-        self.buffer.load({k: v for k, v in state.items() if k != "steps" and not k.startswith("anchor.")})
+        self.buffer.load(state)

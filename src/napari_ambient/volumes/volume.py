@@ -86,6 +86,9 @@ class Volume:
         What was done to it, newest last: JSON-able records (prior hash, settings, seed, version, …).
     source : str or None
         The path it was opened from.
+    first_channel : int
+        Number of its first channel in the image that `channel` took it from: what a restoration draws at random
+        in a channel is the same whether the channel was taken out before or not.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class Volume:
     name: str = ""
     history: tuple[Mapping[str, Any], ...] = ()
     source: str | None = None
+    first_channel: int = 0
 
     def __post_init__(self) -> None:
         """Check that the fields fit together, and bring them into one form."""
@@ -351,6 +355,7 @@ class Volume:
             data=self.data[(slice(None),) * self.axes.index("C") + (index,)],
             axes=self.axes.replace("C", ""),
             channel_names=self.channel_names[index : index + 1],
+            first_channel=self.first_channel + index,
         )
 
     def _channel_index(self, which: int | str) -> int:

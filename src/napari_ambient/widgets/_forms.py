@@ -388,7 +388,10 @@ class SourceForm(QWidget):
             self._fill_axes([], None)
             self._show_fields()
             return
-        self._shown = _Followed(self, layer, self._show_layer_again)
+        events = layer.events
+        self._shown = Followed(
+            self, (events.scale, events.units, events.axis_labels, events.data), self._show_layer_again
+        )
         try:
             possible, known = possible_axes(layer), known_axes(layer)
             volumes = [] if known is None else [volume_from_layer(layer, axes=known)]
@@ -708,14 +711,23 @@ def make_narrow(box: QComboBox) -> None:
 # --------------------------------------------------------------------------------------- small pieces
 
 
-class _Followed:
-    """The events of one layer that change what a form says."""
+class Followed:
+    """The events of one layer that change what a form says.
 
-    def __init__(self, widget: QWidget, layer: Layer, slot: Callable[[], None]) -> None:
+    Parameters
+    ----------
+    widget : QWidget
+        The form; it is not kept alive.
+    emitters : sequence of napari event emitters
+        What is followed.
+    slot : method of the form
+        Called at each event, without arguments.
+    """
+
+    def __init__(self, widget: QWidget, emitters: Sequence[Any], slot: Callable[[], None]) -> None:
         self._widget = weakref.ref(widget)
         self._slot = weakref.WeakMethod(slot)
-        events = layer.events
-        self._emitters: tuple[Any, ...] = (events.scale, events.units, events.axis_labels, events.data)
+        self._emitters: tuple[Any, ...] = tuple(emitters)
         for emitter in self._emitters:
             emitter.connect(self._changed)
 

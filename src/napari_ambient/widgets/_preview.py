@@ -5,14 +5,13 @@ Shapes layer or the view's centre → part → `_training_job` → layer that sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Shapes
 
 from napari_ambient.volumes.volume import canonical
-from napari_ambient.widgets._layers import METADATA, contrast_of, layer_arguments, rectangle
+from napari_ambient.widgets._layers import METADATA, contrast_of, layer_arguments, rectangle, show_in
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -100,13 +99,24 @@ class PreviewLayer:
         The layer that is trained on.
     axes : str or None
         Its axes.
+    before : PreviewLayer or None
+        Of a training before. Its layer is taken over where it is of the same image, as napari takes long to remove one
+        and to add another; else it is removed.
     """
 
-    def __init__(self, viewer: Viewer, name: str, like: Image | None, axes: str | None) -> None:
+    def __init__(
+        self, viewer: Viewer, name: str, like: Image | None, axes: str | None, before: PreviewLayer | None = None
+    ) -> None:
         self._viewer, self._name, self._like, self._axes = viewer, name, like, axes
         self._layer: Any = None
-        self._part: Mapping[str, slice] | None = None
         self._limits: tuple[float, ...] = ()
+        if before is None or before.layer not in viewer.layers:
+            return
+        if (before._like, before._axes) == (like, axes):
+            self._layer, self._limits = before.layer, before._limits
+            self._layer.name = name
+        else:
+            viewer.layers.remove(before.layer)
 
     @property
     def layer(self) -> Any:
@@ -128,22 +138,20 @@ class PreviewLayer:
         """
         if self._layer is not None and self._layer not in self._viewer.layers:
             return False
-        data, arguments = layer_arguments(seen.volume, self._like, name=self._name, region=seen.part, axes=self._axes)
-        values = np.asarray(data)
+        values, arguments = layer_arguments(
+            seen.volume, self._like, name=self._name, region=seen.part, axes=self._axes, values=seen.values
+        )
+        arguments["metadata"][METADATA] |= {"preview": True, "step": seen.step}
+        if self._layer is not None and not show_in(self._layer, values, arguments):
+            self._viewer.layers.remove(self._layer)
+            self._layer = None
         if self._layer is None:
-            arguments["metadata"][METADATA]["preview"] = True
             # the source's limits are those of its noise, and would leave it dull
             arguments["contrast_limits"] = self._limits = contrast_of(values)
             active = self._viewer.layers.selection.active
             self._layer = self._viewer.add_image(values, **arguments)
             self._viewer.layers.selection.active = active  # what is seen changes, not what is being worked on
-        else:
-            if self._part != seen.part and "translate" in arguments:
-                self._layer.translate = arguments["translate"]
-            self._layer.data = values
-            if tuple(self._layer.contrast_limits) == self._limits:  # not if the user has set other ones
-                self._layer.contrast_limits = contrast_of(values)
-                self._limits = tuple(self._layer.contrast_limits)
-        self._layer.metadata[METADATA] |= {"step": seen.step}
-        self._part = dict(seen.part)
+        elif tuple(self._layer.contrast_limits) == self._limits:  # not if the user has set other ones
+            self._layer.contrast_limits = contrast_of(values)
+            self._limits = tuple(self._layer.contrast_limits)
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from napari_ambient.choices import RestoreMethod
 from napari_ambient.volumes import Volume, iter_save_volume, open_volume
 from napari_ambient.widgets._operator import Through, Undone
+from napari_ambient.widgets._run import Turn
 
 if TYPE_CHECKING:
     from napari_ambient.compatibility import Misfit
@@ -37,6 +38,7 @@ LOOKED_AT = 1_000_000
 
 Result = Literal["mean", "draws"]
 Limits = tuple[float, float]
+What = Literal["draws", "error bar", "mean"]
 
 
 @dataclass(frozen=True)
@@ -156,33 +158,36 @@ class Grown:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one image.
+    """One layer of what became of an image; the mean comes last.
 
     Parameters
     ----------
     number : int
         Of the item.
-    mean : Volume
-        Restored.
-    error_bar : Volume or None
-        Standard deviation of the draws.
+    what : {"draws", "error bar", "mean"}
+        What it is.
+    volume : Volume
+        The mean, or the standard deviation of the draws; of the draws, their mean.
+    limits : (float, float)
+        Contrast limits.
+    values : ndarray or None
+        The voxels of `volume`, or of the draws, where they are in memory.
     draws : dask array or None
-        Shape (draws, *shape of the mean).
-    limits : mapping of str to (float, float)
-        Contrast limits for "mean" and "error bar".
+        The draws, shape (draws, *shape of the mean).
     moved : bool
         Whether light was moved or added, so that the contrast limits of the source say little.
     path : Path or None
         Where it lies on disk, if it does.
     notes : tuple of str
-        What to know of it.
+        What to know of the image; with the mean.
     """
 
     number: int
-    mean: Volume
-    error_bar: Volume | None = None
+    what: What
+    volume: Volume
+    limits: Limits
+    values: NDArray[Any] | None = None
     draws: da.Array | None = None
-    limits: Mapping[str, Limits] = field(default_factory=dict)
     moved: bool = False
     path: Path | None = None
     notes: tuple[str, ...] = ()
@@ -194,7 +199,7 @@ Report = Callable[[int, int, str], None]
 
 def restore_job(
     task: Task, check: Callable[[], None], report: Report
-) -> Generator[Growing | Grown | Made, None, float]:
+) -> Generator[Growing | Grown | Made | Turn, None, float]:
     """Restore every image of a task, one after another.
 
     Parameters
@@ -208,7 +213,7 @@ def restore_job(
 
     Yields
     ------
-    Growing, Grown, Made
+    Growing, Grown, Made, Turn
         What can be shown.
 
     Returns
@@ -263,7 +268,7 @@ class _Watch:
 
 def _restore(
     task: Task, prior: Prior, number: int, item: Item, models: list[NoiseModel] | None, watch: _Watch
-) -> Generator[Growing | Grown | Made, None, None]:
+) -> Generator[Growing | Grown | Made | Turn, None, None]:
     from napari_ambient.restoration import Clipping, restore, restore_part
 
     operator = _through(task, item).operator()
@@ -291,7 +296,7 @@ def _restore(
         yield from _save(result, path, number, task.method)
         result = open_volume(path)
     notes += [clipping.describe()] if clipping.describe() else []
-    yield _made(task, number, result, path, tuple(notes))
+    yield from _made(task, number, result, path, tuple(notes))
 
 
 def _through(task: Task, item: Item) -> Through:
@@ -345,19 +350,28 @@ def _mean(result: Volume, method: RestoreMethod) -> Volume:
     return result if method == "mean" else take_output(result, "mean")
 
 
-def _made(task: Task, number: int, result: Volume, path: Path | None, notes: tuple[str, ...]) -> Made:
+def _made(
+    task: Task, number: int, result: Volume, path: Path | None, notes: tuple[str, ...]
+) -> Generator[Made | Turn, None, None]:
+    """Give the layers of a result one by one: napari takes a tenth of a second for each."""
     from napari_ambient.restoration import take_draws, take_output
 
+    def values(data: da.Array) -> NDArray[Any] | None:
+        return np.asarray(data.compute(scheduler="synchronous")) if path is None else None
+
+    moved = task.through != "nothing"
     mean = _mean(result, task.method)
-    limits = {"mean": _limits(mean, 0.001, 0.999)}
-    error_bar = draws = None
+    limits = _limits(mean, 0.001, 0.999)
     if "std" in task.outputs and task.method != "mean":
-        error_bar = take_output(result, "std")
-        low, high = _limits(error_bar, 0.0, 0.995)
-        limits["error bar"] = (min(0.0, low), high)
         if task.keep:
             draws = take_draws(result)
-    return Made(number, mean, error_bar, draws, limits, task.through != "nothing", path, notes)
+            yield Made(number, "draws", mean, limits, values(draws), draws, moved, path)
+            yield Turn()
+        error_bar = take_output(result, "std")
+        low, high = _limits(error_bar, 0.0, 0.995)
+        yield Made(number, "error bar", error_bar, (min(0.0, low), high), values(error_bar.data), path=path)
+        yield Turn()
+    yield Made(number, "mean", mean, limits, values(mean.data), moved=moved, path=path, notes=notes)
 
 
 def _limits(volume: Volume, low: float, high: float) -> Limits:

@@ -11,6 +11,7 @@ Every thread of the plugin is started here.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
@@ -34,7 +35,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_ambient.widgets._column import scroll_to
 from napari_ambient.widgets._theme import Meaning, signal_colour
+from napari_ambient.widgets._words import error_in_forms, in_forms
 
 WAITING = 32
 """Yielded values that may wait for the Qt thread; a faster generator is slowed down, the window is not."""
@@ -46,8 +49,19 @@ MEMORY_REMEDY = (
 """What a user is told where memory was not enough."""
 
 
+TURN_MS = 10
+"""Milliseconds that a turn of the window takes, besides what it has to do."""
+
+
 class Cancelled(Exception):
     """The user asked to stop."""
+
+
+class Turn:
+    """Yielded by work between two values that the window takes long to show, such as layers: it waits.
+
+    The work goes on once the window has dealt with all that was yielded so far, and has heard mouse and keys again.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class _Task:
         self.title = title
         self.asked = threading.Event()
         self.room = threading.Semaphore(WAITING)
+        self.turned = threading.Event()
 
     def __str__(self) -> str:
         """Name the work in napari's question before it closes."""
@@ -93,8 +108,6 @@ class _Worker(GeneratorWorker):
         self._running = True
         self.started.emit()
         outcome = self._work()
-        if self._job is not None and not isalive(self._job):
-            _running.discard(self._job)  # nobody is left to hear of the end
         # Whatever the work held (images, networks) must not live as long as the window, which remembers its workers.
         self._task.make = self._job = None
         self._running = False
@@ -121,7 +134,10 @@ class _Worker(GeneratorWorker):
                     break
                 while not task.room.acquire(timeout=0.05):
                     job.check()
+                task.turned.clear()
                 self.yielded.emit(value)
+                while isinstance(value, Turn) and not task.turned.wait(0.05):
+                    job.check()
                 job.check()
         except BaseException as error:  # also KeyboardInterrupt and SystemExit, which would end the thread unheard
             outcome = self._ending(error)
@@ -154,7 +170,7 @@ class Job(QObject):
     """
 
     yielded = Signal(object)
-    """Every value that the generator yields."""
+    """Every value that the generator yields, but `Turn`."""
     succeeded = Signal(object)
     """The generator's return value."""
     failed = Signal(Exception)
@@ -181,6 +197,7 @@ class Job(QObject):
         worker = create_worker(self._task, self, _worker_class=_Worker, _start_thread=False, _ignore_errors=True)
         worker.yielded.connect(self._on_yielded)
         worker.returned.connect(self._on_returned)
+        worker.finished.connect(_keeper().let_go)
         _running.add(self)
         # Each job has its thread: on two cores, a prior must load while another one trains.
         pool = QThreadPool.globalInstance()
@@ -244,7 +261,9 @@ class Job(QObject):
 
     def _on_yielded(self, value: object) -> None:
         self._task.room.release()
-        if not self.cancelling:
+        if isinstance(value, Turn):
+            QTimer.singleShot(TURN_MS, self._task.turned.set)
+        elif not self.cancelling:
             self.yielded.emit(value)
 
     def _on_returned(self, outcome: _Outcome) -> None:
@@ -264,6 +283,19 @@ class Job(QObject):
 
 _running: set[Job] = set()
 """Keeps the jobs at work alive where nobody else does."""
+
+
+class _Keeper(QObject):
+    """Lets go of jobs whose Qt half went with their widget: it may go until the very end, and hears of no end then."""
+
+    def let_go(self) -> None:
+        """Let go of them; in the Qt thread, once a job has heard of its end, or can hear of it no more."""
+        _running.difference_update([job for job in _running if not isalive(job)])
+
+
+@functools.cache
+def _keeper() -> _Keeper:
+    return _Keeper()
 
 
 def run(make: Callable[[Job], Generator[Any, None, Any]], parent: QObject | None = None, *, title: str = "") -> Job:
@@ -467,17 +499,19 @@ class Message(QLabel):
 
     def warn(self, text: str) -> None:
         """Show a sentence that the user should not miss."""
-        self._show(f"⚠ {text}", "warning")
+        self._show(f"⚠ {in_forms(text)}", "warning")
 
     def error(self, error: Exception) -> None:
-        """Show an error, and notify napari of it with its full text.
+        """Show an error where it is seen, and notify napari of it with its full text.
 
         Parameters
         ----------
         error : Exception
             From `Job.failed`, or caught in the form.
         """
-        self._show(f"✖ {error or type(error).__name__}", "error")
+        error = error_in_forms(error)
+        self._show(f"✖ {str(error) or type(error).__name__}", "error")
+        scroll_to(self)
         notification_manager.receive_error(type(error), error, error.__traceback__)
 
     def _show(self, text: str, kind: Literal["", "warning", "error"]) -> None:

@@ -15,10 +15,10 @@ from qtpy.QtWidgets import QComboBox, QVBoxLayout, QWidget
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._column import labelled_rows
 from napari_ambient.widgets._forms import LayerBox, make_narrow
+from napari_ambient.widgets._holes import MissingWords, holes_box
 from napari_ambient.widgets._layers import mask_from_layer
 from napari_ambient.widgets._operator import Through, Undone
 from napari_ambient.widgets._psf import PsfForm
-from napari_ambient.widgets._run import Message
 
 KINDS: dict[Undone, tuple[str, str]] = {
     "nothing": ("only noisy", "The prior is one of the structures as the camera sees them, blur and all"),
@@ -54,8 +54,8 @@ class ThroughForm(QWidget):
         self.psf = PsfForm(viewer)
         self.mask = LayerBox(viewer, "mask", none="choose the mask")
         self.mask.setToolTip("Image or Labels layer of one image's size, which says where nothing was measured")
-        self.holes = holes_box(painted=False)
-        self.words = Message()
+        self.holes = holes_box()
+        self.words = MissingWords(self.mask, self.holes)
         make_narrow(self.box)
         self.rows = labelled_rows()
         self.rows.setContentsMargins(0, 0, 0, 0)
@@ -124,42 +124,21 @@ class ThroughForm(QWidget):
 
     def set_volume(self, volume: Volume | None) -> None:
         """Say which image it is about: the PSF is made on its voxels."""
-        self.words.say("")
+        self.words.set_volume(volume)
         self.psf.set_volume(volume)
 
     # ------------------------------------------------------------------------------ at work
 
     def _changed(self, _: object = None) -> None:
-        self.words.say("")
         self._show_rows()
         self.changed.emit()
 
     def _show_rows(self) -> None:
         for field in (self.mask, self.holes):
             self.rows.setRowVisible(field, self.holed)
+        self.words.set_wanted(self.holed)
         self.psf.setVisible(self.blurred)
         self.psf.set_wanted(self.blurred)
 
 
-def holes_box(*, painted: bool) -> QComboBox:
-    """Make a box that says which voxels of a mask are the holes; its data is whether they are the painted ones.
-
-    Parameters
-    ----------
-    painted : bool
-        What is chosen at first.
-    """
-    box = QComboBox()
-    for text, value, tip in (
-        ("where it is 0", False, "A mask: 0 where nothing was measured, more than 0 elsewhere"),
-        ("where it is painted", True, "The holes have any label, or any value but 0"),
-    ):
-        box.addItem(text, value)
-        box.setItemData(box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
-    box.setToolTip("Which voxels of the mask are the holes")
-    box.setCurrentIndex(box.findData(painted))
-    make_narrow(box)
-    return box
-
-
-__all__ = ["KINDS", "NO_MASK", "NO_PSF", "ThroughForm", "holes_box"]
+__all__ = ["KINDS", "NO_MASK", "NO_PSF", "ThroughForm"]

@@ -14,7 +14,10 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from napari_ambient.choices import ObjectiveName
 from napari_ambient.train_config import TrainConfig
@@ -160,6 +163,8 @@ class Seen:
     ----------
     volume : Volume
         The restored part.
+    values : ndarray
+        Its voxels.
     part : mapping of str to slice
         Where it lies in the first volume.
     step : int
@@ -167,6 +172,7 @@ class Seen:
     """
 
     volume: Volume
+    values: NDArray[Any]
     part: Mapping[str, slice]
     step: int
 
@@ -315,8 +321,8 @@ class _Preview:
             return None
         try:
             restored = self._restored(step.prior(), part)
-            values = restored.data.compute(scheduler="synchronous")
-            result = Seen(restored.replace(data=_whole(values)), dict(part), step.index)
+            values = np.asarray(restored.data.compute(scheduler="synchronous"))
+            result = Seen(restored, values, dict(part), step.index)
         except (MemoryError, ValueError) as error:
             controls.part = None
             return NoPreview(f"no preview: {error}")
@@ -445,12 +451,6 @@ def _plain(models: Sequence[NoiseModel]) -> list[NoiseModel]:
     from dataclasses import replace
 
     return [replace(model, hot_pixels=None) for model in models]
-
-
-def _whole(values: object) -> object:
-    import dask.array as da
-
-    return da.from_array(values, chunks=-1)
 
 
 __all__ = ["Controls", "Fitted", "NoPreview", "Outcome", "Plan", "Seen", "Stage", "Told", "fit_job", "train_job"]

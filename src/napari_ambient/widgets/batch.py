@@ -45,6 +45,7 @@ from ._layers import describe_axes, layer_arguments
 from ._run import Job, Message, RunBar, duration, run
 from ._settings import settings
 from ._theme import accent_style
+from ._words import in_forms
 from .restore import ERROR_COLOURS
 
 if TYPE_CHECKING:
@@ -432,9 +433,9 @@ class BatchWidget(QWidget):
         self._reading = None
         nameless = sum(row.fault and row.image.startswith("axes?") for row in self.table.rows)
         if nameless:
+            who = "A file does not name its axes" if nameless == 1 else f"{nameless} files do not name their axes"
             self.message.warn(
-                f"{nameless} of the files do not name their axes; give them under Advanced, such as TYX or ZYX. "
-                "They hold for all files of the list."
+                f"{who}; give them under Advanced, such as TYX or ZYX. They hold for all files of the list."
             )
         self._read([])
 
@@ -543,6 +544,7 @@ class BatchWidget(QWidget):
             words = [f"{finished} finished"]
             words += [f"{skipped} skipped"] if skipped else []
             text = f"{', '.join(words)} in {duration(self._progress.seconds())}. Double click opens a result."
+            scroll_to(self.message)
             if failed:
                 self.message.warn(f"{failed} of {len(self.table.rows)} files failed: see the table; {text}")
             else:
@@ -663,8 +665,8 @@ def _work(
 
 
 def _without(path: Path, error: object) -> str:
-    """Give a message without the path that it begins with: its row says which file it is about."""
-    return str(error).removeprefix(str(path)).lstrip(": ")
+    """Give a message without the path that it begins with, as its row says the file, and in the form's words."""
+    return in_forms(str(error).removeprefix(str(path)).lstrip(": "))
 
 
 def _channels(volume: Volume) -> list[Volume]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from napari.layers import Image
 from napari.viewer import Viewer
+from numpy.typing import NDArray
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QSignalBlocker, Qt, QTimer, Signal
 from qtpy.QtGui import QStandardItemModel
@@ -38,6 +39,7 @@ from napari_ambient.volumes.volume import file_stem
 from napari_ambient.widgets._closing import AskFirst
 from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
 from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold, make_narrow
+from napari_ambient.widgets._holes import MissingWords, holes_box
 from napari_ambient.widgets._layers import (
     METADATA,
     LayerError,
@@ -45,6 +47,7 @@ from napari_ambient.widgets._layers import (
     layer_arguments,
     mask_from_layer,
     rectangle,
+    show_in,
     volume_from_layer,
 )
 from napari_ambient.widgets._operator import Undone, undone_by
@@ -53,7 +56,7 @@ from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Ta
 from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets._theme import accent_style
-from napari_ambient.widgets._through import ThroughForm, holes_box
+from napari_ambient.widgets._through import ThroughForm
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -76,6 +79,7 @@ RECALIBRATE = (
     "them; takes about as long as the draws of one image"
 )
 ERROR_COLOURS = "inferno"
+SHOWN_AS: dict[str, str] = {"draws": "draws", "error bar": "error bar", "mean": "restored"}
 TOO_WIDE = 2.0
 """Contrast limits of the source, in those of the result, from which the result takes its own."""
 
@@ -101,9 +105,11 @@ class RestoreWidget(QWidget):
         self._items: tuple[Item, ...] = ()
         self._sources: list[tuple[Image | None, str]] = []
         self._growing: dict[int, Image] = {}
-        self._previews: list[Image] = []
+        self._previews: dict[str, Image] = {}
+        self._fresh: dict[str, Image] = {}
         self._layers: list[Image] = []
         self._notes: list[str] = []
+        self._others_shown: list[Image] = []
         self._progress = _Progress()
         self._make_parts()
         self._lay_out()
@@ -149,7 +155,8 @@ class RestoreWidget(QWidget):
         self.psf = PsfForm(self.viewer)
         self.holes = LayerBox(self.viewer, "mask", none="NaN voxels alone")
         self.holes.setToolTip("Labels layer on which the holes are painted, or a mask; NaN are holes too")
-        self.holes_are = holes_box(painted=True)
+        self.holes_are = holes_box()
+        self.missing = MissingWords(self.holes, self.holes_are)
         self.mean = QRadioButton("Mean")
         self.mean.setToolTip("The best estimate of every voxel")
         self.error_bars = QRadioButton("Mean and error bar")
@@ -209,6 +216,7 @@ class RestoreWidget(QWidget):
             ("Holes are", self.holes_are),
         ):
             self.rows.addRow(title, field)
+        self.rows.addRow(self.missing)
         self.rows.addRow(self.psf)
         self.rows.addRow("By", self.by)
         self.rows.addRow("Result", result)
@@ -265,10 +273,10 @@ class RestoreWidget(QWidget):
         self._timer.timeout.connect(self._compare)
         self._progress.moved.connect(self._show_progress)
         selection, theme = self.viewer.layers.selection.events.changed, self.viewer.events.theme
-        selection.connect(self._refresh)
+        selection.connect(self._selection_changed)
         theme.connect(self.set_theme)
         self.destroyed.connect(
-            lambda *_, a=selection, b=theme, one=self._refresh, two=self.set_theme: (
+            lambda *_, a=selection, b=theme, one=self._selection_changed, two=self.set_theme: (
                 a.disconnect(one),
                 b.disconnect(two),
             )
@@ -291,7 +299,9 @@ class RestoreWidget(QWidget):
         volumes = self._volumes()
         if not self.running:
             self.message.say("")
-        self.psf.set_volume(volumes[0] if volumes else None)
+        first = volumes[0] if volumes else None
+        self.psf.set_volume(first)
+        self.missing.set_volume(first)
         self.output.setModified(False)
         self._pair_changed()
 
@@ -389,6 +399,7 @@ class RestoreWidget(QWidget):
         self.psf.set_wanted(blurred)
         visible(self.holes, task in ("holes", "both"))
         visible(self.holes_are, task in ("holes", "both") and self.holes.layer is not None)
+        self.missing.set_wanted(task in ("holes", "both"))
         visible(self.drawing, drawn)
         visible(self.recalibrate, self.error_bars.isChecked() and task == "nothing")
         self._show_recalibrate()
@@ -452,8 +463,13 @@ class RestoreWidget(QWidget):
         asked = self.recalibrate.isEnabled() and self.recalibrate.isChecked() and self.error_bars.isChecked()
         return bool(asked and self.task.currentData() == "nothing")
 
+    def _selection_changed(self, _: object = None) -> None:
+        """Look at the form again only if it matters: napari tells of every layer that comes or goes, several times."""
+        if isalive(self) and self._other_layers() != self._others_shown:
+            self._refresh()
+
     def _show_others(self) -> None:
-        others = self._other_layers()
+        self._others_shown = others = self._other_layers()
         self.others.setVisible(bool(others))
         count = f"{len(others)} other selected layers" if len(others) > 1 else "the other selected layer"
         self.others.setText(f"and {count}")
@@ -484,7 +500,7 @@ class RestoreWidget(QWidget):
         if task is None or not large:
             return
         if not self.output.isModified():
-            self.output.setText(str(task.items[0].path))
+            self.output.setText(str(self._free_path(task.items[0].volume, self.source.layer, set())))
         self.disk.say(
             f"The result takes {need / 1e9:.2g} GB, above the memory cap of {task.memory / 1e9:.2g} GB: it is written "
             "to this OME-Zarr folder, and shown while it grows."
@@ -506,7 +522,7 @@ class RestoreWidget(QWidget):
         Parameters
         ----------
         checked : bool
-            Whether regions, masks and files must be there; without, they are left out.
+            Whether regions, masks and files must be there; without, they are left out, and so are paths.
 
         Raises
         ------
@@ -533,7 +549,8 @@ class RestoreWidget(QWidget):
             if through in ("holes", "both") and self.holes.layer is not None and checked:
                 painted = bool(self.holes_are.currentData())
                 measured = functools.partial(mask_from_layer, self.holes.layer, volume, painted=painted)
-            path = self._free_path(volume, layer, taken)
+            # without a look at the disk, which may be far away, as long as nobody asks
+            path = self._free_path(volume, layer, taken) if checked else Path()
             if checked and self.output.isModified() and not items:
                 path = Path(self.output.text()).expanduser()
             taken.add(path)
@@ -609,7 +626,7 @@ class RestoreWidget(QWidget):
             self.message.warn("Choose a prior and an image.")
             return
         self.message.say("")
-        self._items, self._layers, self._notes = task.items, [], []
+        self._items, self._layers, self._notes, self._fresh = task.items, [], [], {}
         self._timer.stop()
         progress = self._progress
         progress.number += 1
@@ -663,55 +680,72 @@ class RestoreWidget(QWidget):
     def _show_made(self, made: Made) -> None:
         self._drop_growing(made.number)
         preview = self.where.currentData() in ("slice", "region slice")
+        what = f"{SHOWN_AS[made.what]}{' (preview)' if preview else ''}"
+        if made.what == "error bar":
+            data, arguments = self._arguments(made.number, made.volume, what, made.values)
+            arguments |= {"colormap": ERROR_COLOURS, "contrast_limits": made.limits}
+        else:
+            data, arguments = self._mean_arguments(made, what)
+        arguments["metadata"][METADATA]["prior"] = self.prior.name
+        layer = self._show_in_preview(made.what, data, arguments) if preview else None
+        if layer is None:
+            layer = self.viewer.add_image(data, **arguments)
         if preview:
-            for layer in self._previews:
-                if layer in self.viewer.layers:
-                    self.viewer.layers.remove(layer)
-            self._previews = []
-        suffix = " (preview)" if preview else ""
-        layers = []
-        if made.draws is not None:
-            data, arguments = self._mean_arguments(made, f"draws{suffix}")
-            data, arguments = _with_draws(made.draws, made.mean.axes, data.shape, arguments)
-            layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
-        if made.error_bar is not None:
-            data, arguments = self._arguments(made.number, made.error_bar, f"error bar{suffix}")
-            arguments |= {"colormap": ERROR_COLOURS, "contrast_limits": made.limits["error bar"]}
-            layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
-        data, arguments = self._mean_arguments(made, f"restored{suffix}")
-        layers.append(self.viewer.add_image(_in_memory(data, made), **arguments))
-        for layer in layers:
-            layer.metadata[METADATA]["prior"] = self.prior.name
-        if preview:
-            self._previews = layers
-        self._layers += layers
+            self._previews[made.what] = self._fresh[made.what] = layer
+            for other in [other for other in self._previews if made.what == "mean" and other not in self._fresh]:
+                self._remove(self._previews.pop(other))  # of a preview before, and not asked for now
+        self._layers.append(layer)
         self._notes += list(made.notes)
-        if made.path is not None:
+        if made.path is not None and made.what == "mean":
             self._notes.append(f"written to {made.path}")
 
+    def _show_in_preview(self, what: str, data: Any, arguments: dict[str, Any]) -> Image | None:
+        """Show it in the layer of the preview before, if that will do; else that layer goes."""
+        layer = None if what in self._fresh else self._previews.pop(what, None)
+        if layer is None or layer not in self.viewer.layers:
+            return None
+        if not show_in(layer, data, arguments):
+            self._remove(layer)
+            return None
+        layer.contrast_limits = arguments["contrast_limits"]
+        return layer
+
+    def _remove(self, layer: Image | None) -> None:
+        if layer is not None and layer in self.viewer.layers:
+            self.viewer.layers.remove(layer)
+
     def _mean_arguments(self, made: Made, what: str) -> tuple[Any, dict[str, Any]]:
-        data, arguments = self._arguments(made.number, made.mean, what)
-        low, high = made.limits["mean"]
+        """Say how to show a mean, or the draws behind it."""
+        drawn = made.what == "draws"
+        data, arguments = self._arguments(made.number, made.volume, what, None if drawn else made.values)
+        low, high = made.limits
         seen = arguments.get("contrast_limits", (low, high))
         # the source's limits, so that the two can be compared; but not where bright noise made them too wide
         if made.moved or seen[1] - seen[0] > TOO_WIDE * (high - low) or self._sources[made.number][0] is None:
             arguments["contrast_limits"] = low, high
+        if drawn:
+            draws = made.draws if made.values is None else made.values
+            assert draws is not None
+            return _with_draws(draws, made.volume.axes, data.shape, arguments)
         return data, arguments
 
-    def _arguments(self, number: int, volume: Volume, what: str) -> tuple[Any, dict[str, Any]]:
+    def _arguments(
+        self, number: int, volume: Volume, what: str, values: NDArray[Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Say how to show a result of one of the images."""
         layer, axes = self._sources[number]
         name = f"{volume.name} {what}" if layer is None else f"{layer.name} {what}"
         part = self._items[number].part
-        return layer_arguments(volume, layer, name=name, region=part, axes=None if layer is None else axes)
+        return layer_arguments(
+            volume, layer, name=name, region=part, axes=None if layer is None else axes, values=values
+        )
 
     def _drop_growing(self, number: int | bool | None = None) -> None:
         """Take the layers of unfinished files away: of one image, or of all."""
         wanted = [number] if isinstance(number, int) and not isinstance(number, bool) else list(self._growing)
         for each in wanted:
             layer = self._growing.pop(each, None)
-            if layer is not None and layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
+            self._remove(layer)
 
     def _succeeded(self, seconds: float) -> None:
         parts = [f"Restored in {duration(seconds)}", *self._notes]
@@ -724,6 +758,7 @@ class RestoreWidget(QWidget):
         self._drop_growing()
         self._job = None
         self._refresh()
+        scroll_to(self.message)
 
 
 def _enable(box: QComboBox, row: int, enabled: bool) -> None:
@@ -744,14 +779,9 @@ class _Progress(QObject):
         self.number = 0
 
 
-def _in_memory(data: da.Array, made: Made) -> Any:
-    """Give napari the array itself where it is in memory already."""
-    return data if made.path is not None else np.asarray(data)
-
-
 def _with_draws(
-    draws: da.Array, axes: str, shape: tuple[int, ...], arguments: dict[str, Any]
-) -> tuple[da.Array, dict[str, Any]]:
+    draws: da.Array | NDArray[Any], axes: str, shape: tuple[int, ...], arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Put an axis of draws before those of the mean, in the order and at the place of the mean's layer."""
     own = dict(arguments["metadata"][METADATA])
     order = [1 + axes.index(axis) for axis in own.pop("axes") if axis in axes]

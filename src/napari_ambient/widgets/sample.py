@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import dask.array as da
 import numpy as np
 from napari.experimental import link_layers
 from napari.layers import Image, Layer
@@ -358,6 +359,7 @@ class SampleWidget(QWidget):
         self._timer.stop()
         self._job = None
         self._refresh()
+        scroll_to(self.message)
 
 
 class VerdictPanel(QWidget):
@@ -473,49 +475,67 @@ class _Sheet:
     def __init__(self, viewer: Viewer, begun: Begun) -> None:
         self._viewer = weakref.ref(viewer)
         self._begun = begun
-        self._blocks = {"sample": begun.samples} | ({} if begun.crops is None else {"crop": begun.crops})
+        self._blocks: dict[Side, Block] = {"sample": begun.samples}
+        if begun.crops is not None:
+            self._blocks["crop"] = begun.crops
         names = {"sample": "New images from the prior", "crop": f"Training crops, {begun.shown}"}
         solid = len(begun.samples.cell) == 3
         axes = "ZYX" if solid else "YX"
         # napari draws layers together only in one unit
         pixels = any(str(unit) == "pixel" for layer in viewer.layers for unit in layer.units[-2:])
-        sizes = None if pixels else {axis: begun.voxel_size.get(axis) for axis in axes}
-        hidden = [layer for layer in viewer.layers if layer.visible]
+        self._sizes = None if pixels else {axis: begun.voxel_size.get(axis) for axis in axes}
+        self._axes, self._names = axes, names
+        self._hidden = [layer for layer in viewer.layers if layer.visible]
         self.layers: list[Layer] = []
         self._images: dict[str, Image] = {}
-        left = 0
-        titles, corners = [], []
-        for side, block in self._blocks.items():
-            empty = block.empty()
-            volume = Volume.from_array(empty, axes, voxel_size=sizes, name=names[side], history=(begun.record,))
-            _, arguments = layer_arguments(volume, None, name=names[side])
-            scale = np.asarray(arguments.get("scale", (1.0,) * len(axes)), dtype=float)
-            arguments["translate"] = (*(0.0,) * (len(axes) - 1), left * scale[-1])
-            arguments |= {"contrast_limits": (0.0, 1.0), "colormap": "gray"}
-            layer = viewer.add_image(empty, **arguments)
-            self._images[side] = layer
-            self.layers.append(layer)
-            titles.append(names[side].removesuffix(" from the prior"))
-            corners.append((-0.02 * block.shape[-2] * scale[-2], left * scale[-1]))
-            left += block.shape[-1] + 4 * block.gap
+        self._left = 0
+        self._titles: dict[str, tuple[float, float]] = {}
+        # At once: napari has been seen to crash where it painted a sheet that takes another's place half built.
+        for side in self._blocks:
+            self._add_block(viewer, side)
+        self._add_titles(viewer)
+
+    def _add_block(self, viewer: Viewer, side: Side) -> None:
+        begun, block, axes, name = self._begun, self._blocks[side], self._axes, self._names[side]
+        empty = block.empty()
+        # without a name of its own dask would read all of it to make one
+        lazy = da.from_array(empty, chunks=-1, name=False)
+        volume = Volume.from_array(lazy, axes, voxel_size=self._sizes, name=name, history=(begun.record,))
+        _, arguments = layer_arguments(volume, None, name=name)
+        scale = np.asarray(arguments.get("scale", (1.0,) * len(axes)), dtype=float)
+        arguments["translate"] = (*(0.0,) * (len(axes) - 1), self._left * scale[-1])
+        arguments |= {"contrast_limits": (0.0, 1.0), "colormap": "gray"}
+        layer = viewer.add_image(empty, **arguments)
+        self._images[side] = layer
+        self.layers.append(layer)
+        self._titles[name.removesuffix(" from the prior")] = (
+            -0.02 * block.shape[-2] * scale[-2],
+            self._left * scale[-1],
+        )
+        self._left += block.shape[-1] + 4 * block.gap
+        for other in self._hidden:
+            other.visible = False
+        self._hidden = []
+        viewer.layers.selection.active = self._images["sample"]
+
+    def _add_titles(self, viewer: Viewer) -> None:
+        images = list(self._images.values())
         text = viewer.add_points(
-            np.array(corners),
+            np.array(list(self._titles.values())),
             name="titles",
             size=0.01,
             face_color="transparent",
             border_color="transparent",
-            text={"string": titles, "size": 12, "color": TITLE_COLOUR, "anchor": "upper_left"},
-            units=tuple(str(unit) for unit in layer.units[-2:]),
+            text={"string": list(self._titles), "size": 12, "color": TITLE_COLOUR, "anchor": "upper_left"},
+            units=tuple(str(unit) for unit in images[0].units[-2:]),
         )
         self.layers.append(text)
-        if len(self._images) > 1:
-            link_layers(list(self._images.values()), ("contrast_limits", "gamma", "colormap"))
-        for other in hidden:
-            other.visible = False
-        viewer.layers.selection.active = self._images["sample"]
-        if solid:
-            middle = begun.samples.cell[0] // 2
-            viewer.dims.set_current_step(viewer.dims.ndim - 3, middle)
+        if len(images) > 1:
+            link_layers(images, ("contrast_limits", "gamma", "colormap"))
+        viewer.layers.selection.active = images[0]
+        samples = self._begun.samples
+        if len(samples.cell) == 3:
+            viewer.dims.set_current_step(viewer.dims.ndim - 3, samples.cell[0] // 2)
         viewer.reset_view()
 
     def take(self, begun: Begun) -> bool:

@@ -113,6 +113,9 @@ DIMS: dict[Dims, str] = {
     "2.5D": "2.5D: planes with their neighbours",
     "3D": "3D: volumes",
 }
+DIMS_TIP = "Volumes from 8 planes on, planes with their neighbours from 3, unless you choose"
+SIZE_TIP = "Larger networks learn more and take longer; small is for computers without a GPU"
+NETWORK_OF_START = "The network is that of the prior to start from"
 
 
 class TrainWidget(QWidget):
@@ -174,11 +177,9 @@ class TrainWidget(QWidget):
         self.dims = QComboBox()
         for value, text in DIMS.items():
             self.dims.addItem(text, value)
-        self.dims.setToolTip("Volumes from 8 planes on, planes with their neighbours from 3, unless you choose")
         self.size = QComboBox()
         for text, size in (("of the preset", None), ("small", "small"), ("medium", "medium"), ("large", "large")):
             self.size.addItem(text, size)
-        self.size.setToolTip("Larger networks learn more and take longer; small is for computers without a GPU")
         self.steps = _count_box(0, 10**7, "of the preset", "Training steps")
         self.batch = _count_box(0, 4096, "of the preset", "Image crops per step; fewer need less memory")
         self.seed = _count_box(0, 2**31 - 1, "", "The same seed gives the same prior")
@@ -335,7 +336,7 @@ class TrainWidget(QWidget):
         second = self.chosen_objective == "ambient" and self.error_bars.isChecked()
         changes["below"] = "auto" if second else "none"
         if self.origin.prior is not None:
-            changes["low_rank"] = self.low_rank.value()
+            changes |= {"low_rank": self.low_rank.value(), **_network_of(self.origin.prior)}
         return preset(cast(PresetName, self.preset.currentData()), **changes)
 
     @property
@@ -351,6 +352,7 @@ class TrainWidget(QWidget):
         if shown != self._shown_source:  # a corrected voxel size leaves the noise as it is
             self._shown_source = shown
             self.noise.clear()
+            self.message.say("")  # what was said of other images
         self.through.set_volume(self._first())
         if not self.name.isModified():
             self.name.setText(self._free_name())
@@ -388,14 +390,15 @@ class TrainWidget(QWidget):
         self.noise.estimate.setText("Estimate noise" if self._fit is None else "Estimating…")
         self.here.setVisible(self.training)
         self.region.setEnabled(not self.training and self.source.layer is not None)
-        for part in (self.source, self.preset, self.through, self.objective, self.dims, self.size, self.steps):
+        for part in (self.source, self.preset, self.through, self.objective, self.steps):
             part.setEnabled(not self.training)
         for other in (self.batch, self.seed, self.name, self.noise.found, self.origin, self.low_rank):
             other.setEnabled(not self.training)
         begins = self.origin.prior
         self.more.setRowVisible(self.low_rank, begins is not None)
-        if begins is not None:
-            self.size.setEnabled(False)  # the network is that of the prior to start from
+        for box, tip in ((self.dims, DIMS_TIP), (self.size, SIZE_TIP)):
+            box.setToolTip(tip if begins is None else NETWORK_OF_START)
+            box.setEnabled(begins is None and not self.training)
         name = self.chosen_objective
         reason = "" if name == "ambient" else (NO_STAGE_NEEDED if name in ALL_LEVELS else NO_STAGE).format(name)
         self.error_bars.setEnabled(not self.training and not reason)
@@ -451,35 +454,32 @@ class TrainWidget(QWidget):
         device, objective = settings().device, self._objective
         through = self.through.through(volumes[0])
         key = self._time_key(config, volumes, through)
-        if key in self._times and through.measured is None:
+        if key in self._times:
             self._say_time(self._times[key])
             return
-        noise = self.noise.models[0] if self.noise.models else None
-        if self.origin.prior is not None:  # timed from scratch, with a network of the same size
-            size = cast(Size, self.origin.prior.record.config.get("size", config.size))
-            config = replace(config, low_rank=0, size=size)
+        noise, start = self.noise.models[0] if self.noise.models else None, self.origin.prior
         self.time.say(TIMING)
         budget = self._timing
 
-        def work(job: Job) -> Generator[TrainingTime | str, None, None]:
+        def work(job: Job) -> Generator[TrainingTime, None, None]:
             from napari_ambient.training_time import iter_estimate_time
 
-            operator = through.operator()
-            if through.measured is not None:
-                yield operator.describe()
             yield from iter_estimate_time(
-                volumes, noise, objective=objective, operator=operator, config=config, device=device, budget=budget
+                volumes,
+                noise,
+                objective=objective,
+                operator=through.operator(),
+                start=start,
+                config=config,
+                device=device,
+                budget=budget,
             )
 
         job = run(work, self, title="estimating the training time")
         self._estimate = job
 
-        def show(found: TrainingTime | str) -> None:
-            if job is not self._estimate:
-                return
-            if isinstance(found, str):
-                self.through.words.say(f"{found[0].upper()}{found[1:]}.")
-            else:
+        def show(found: TrainingTime) -> None:
+            if job is self._estimate:
                 self._say_time(found)
                 if found.final:
                     self._times[key] = found
@@ -499,7 +499,8 @@ class TrainWidget(QWidget):
 
     def _time_key(self, config: TrainConfig, volumes: list[Volume], through: Through) -> tuple[Any, ...]:
         blur = None if through.psf is None else through.psf.shape
-        what = self.chosen_objective, blur, through.measured is None
+        start = None if self.origin.prior is None else self.origin.prior.denoiser.arguments
+        what = self.chosen_objective, blur, through.measured is None, start
         return replace(config, seed=0), settings().device, volumes[0].axes, volumes[0].shape, what
 
     def _say_time(self, found: TrainingTime) -> None:
@@ -599,9 +600,7 @@ class TrainWidget(QWidget):
         part = preview_part(self.viewer, plan.volumes[0], layer, axes, self.preview.layer)
         controls = Controls(part)
         self._controls, self._plan = controls, plan
-        if self._preview is not None and self._preview.layer in self.viewer.layers:
-            self.viewer.layers.remove(self._preview.layer)
-        self._preview = PreviewLayer(self.viewer, f"{plan.name} (preview)", layer, axes)
+        self._preview = PreviewLayer(self.viewer, f"{plan.name} (preview)", layer, axes, self._preview)
         self.message.say("")
         self.progress.setText("Starting…")
         self.bar.setRange(0, 0)
@@ -686,6 +685,7 @@ class TrainWidget(QWidget):
             self.name.setText(self._free_name())
         self._look_for_unfinished(quietly=True)
         self._form_changed()
+        scroll_to(self.message)
 
     def _look_for_unfinished(self, *, quietly: bool = False) -> None:
         """Offer to go on with a training of these images that was stopped, or cut short by a crash."""
@@ -795,6 +795,14 @@ class TrainWidget(QWidget):
         for job in (self._job, self._saving):
             if job is not None:
                 job.cancel()
+
+
+def _network_of(prior: Prior) -> dict[str, Any]:
+    """Give the settings that ask for a network such as a prior's, which is to be trained on."""
+    network = prior.denoiser.arguments
+    if network.dims == 3:
+        return {"dims": "3D"}
+    return {"dims": "2D"} if network.channels == 1 else {"dims": "2.5D", "slices": network.channels}
 
 
 def _progress_words(told: Told) -> str:
