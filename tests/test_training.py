@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from napari_ambient import Prior, TrainConfig, iter_train, load_prior, train
+from napari_ambient.networks.unet import choose_arguments
 from napari_ambient.noise import NoiseModel
-from napari_ambient.training import CHECKPOINT, TrainingError, TrainingWarning, schedule
+from napari_ambient.training import CHECKPOINT, TrainingError, TrainingWarning, pace, schedule
 from napari_ambient.volumes import Volume, VolumeError
 
 NOISE = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
@@ -280,6 +281,15 @@ def test_schedule() -> None:
     assert np.argmax(rates) + 1 == 50
     assert rates[-1] == pytest.approx(0.02)
     assert all(a > b for a, b in itertools.pairwise(rates[49:]))
+
+
+def test_larger_networks_learn_more_slowly() -> None:
+    """The small network's rate is too much for the others; narrower ones do not take more."""
+    rates = [pace(choose_arguments(size, dims=dims)) for dims in (2, 3) for size in ("small", "medium", "large")]
+    assert rates == pytest.approx([1, 48 / 64 / 2, 48 / 96 / 2, 1, 24 / 48 / 2, 24 / 64 / 2])
+    assert pace(replace(choose_arguments("small"), widths=(8, 16, 16))) == 1
+    training = next(iter_train(noisy(), NOISE, config=replace(TINY, size="medium", warm_up=1)))._training
+    assert training.stage(1)[1] == pytest.approx(TINY.learning_rate * 0.375, rel=0.1)
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

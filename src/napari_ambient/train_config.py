@@ -42,7 +42,7 @@ class TrainConfig:
     form : {"auto", "thinning", "gaussian"}
         Form of recorruption; `auto` follows the fitted noise.
     learning_rate : float
-        Peak learning rate.
+        Peak learning rate of the small network; larger ones take a smaller one, in proportion to width and depth.
     warm_up : int
         Steps until the peak.
     average : float

@@ -117,6 +117,25 @@ def test_an_exact_denoiser_is_stationary(form: Recorruption) -> None:
     assert slopes["off"] > 0.055
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_batches_of_any_size_learn_the_boundary(size: int) -> None:
+    """On average a quarter of the crops is shown as it was measured, also where a quarter of a batch is no crop."""
+    objective = Ambient(Thinning())
+    shown: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor, measured: Tensor | bool = False, **_: object) -> Tensor:
+        shown.append(float(torch.as_tensor(measured).float().mean()))
+        return x
+
+    counts = torch.ones(size, 1, 8, 8)
+    g = torch.Generator().manual_seed(0)
+    steps = 400
+    for _ in range(steps):
+        objective.losses(denoise, lambda x, *_, **__: x, batch_of(counts), g)
+    # four standard errors of what is drawn
+    assert sum(shown) / steps == pytest.approx(0.25, abs=0.0 if size == 8 else 2 / math.sqrt(steps * size))
+
+
 def blobs(count: int, size: int, peak: float, generator: torch.Generator) -> Tensor:
     """Smooth random structures with intensities up to `peak` photo-electrons."""
     f = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))

@@ -98,7 +98,7 @@ class Ambient(Objective):
         form = self.recorruption
         size = len(batch.counts)
         sigma = self.levels(size, generator, batch.counts.device)
-        count = round(size * self.boundary) if batch.progress >= self.start else 0
+        count = self._measured(size, generator) if batch.progress >= self.start else 0
         sigma[:count] = self.level * form.sigma_y
         shown = self.shown(batch, generator)
         further = form.recorrupt(batch.counts, shown, sigma, generator)
@@ -145,6 +145,14 @@ class Ambient(Objective):
             further.x_t, sigma, corruption=form.corruption, channel=batch.channel, known=self._known(shown)
         )
         return mean_where(self.loss(prediction, batch, shown, further), batch.learn)
+
+    def _measured(self, size: int, generator: torch.Generator) -> int:
+        """Give how much of a batch is the boundary term: in batches of few crops, its share on average."""
+        share = size * self.boundary
+        whole = math.floor(share)
+        if share == whole:
+            return whole
+        return whole + int(float(torch.rand((), generator=generator, device=generator.device)) < share - whole)
 
     def _known(self, where: Tensor) -> Tensor | None:
         """Give what the denoiser is told of holes."""
