@@ -22,6 +22,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage, signal
+from skimage.registration import phase_cross_correlation
 
 from napari_ambient import NoiseModel, Prior, TrainConfig, Volume, fit_noise, restore, train
 from napari_ambient.operators import Blur
@@ -60,12 +61,13 @@ Score = Callable[[Image, Image], float]
 def richardson_lucy(
     counts: Image, psf: Image, truth: Image, *, iterations: int = 120, score: Score | None = None
 ) -> tuple[float, Image]:
-    """Give the best of all iterations and of three strengths of total variation."""
+    """Give the best of all iterations and of three strengths of total variation; 15 in vain are the end."""
     score = score or psnr
     best: tuple[float, Image] = (-np.inf, counts)
     mirrored = psf[tuple(slice(None, None, -1) for _ in psf.shape)]
     for strength in (0.0, 0.002, 0.01):
         estimate = np.full_like(counts, counts.mean())
+        peak, since = -np.inf, 0
         for _ in range(iterations):
             ratio = counts / np.maximum(blurred(estimate, psf), 1e-3)
             update = blurred(ratio, mirrored)
@@ -73,7 +75,11 @@ def richardson_lucy(
             size = np.sqrt(sum(slope**2 for slope in slopes)) + 1e-3
             curvature = sum(np.gradient(slope / size, axis=axis) for axis, slope in enumerate(slopes))
             estimate = np.maximum(estimate * update / np.maximum(1 - strength * curvature, 0.5), 1e-4)
-            best = max(best, (score(estimate, truth), estimate), key=lambda pair: pair[0])
+            reached = score(estimate, truth)
+            best = max(best, (reached, estimate), key=lambda pair: pair[0])
+            peak, since = (reached, 0) if reached > peak else (peak, since + 1)
+            if since == 15:
+                break
     return best
 
 
@@ -176,11 +182,15 @@ def solid(steps: int, below_steps: int, draws: int, *, level: float = 5.0) -> It
 def nucleus(data: Path, steps: int, draws: int) -> Iterator[dict[str, float | str]]:
     """Restore the widefield stack of a real nucleus with a prior learned from itself, against its confocal stack.
 
-    Both microscopes have their own brightness, so scores are after the best scale and offset; Richardson-Lucy and
-    Wiener are stopped at their best against the confocal stack, ours is not.
+    The two are some voxels apart, and each has its own brightness: the confocal stack is registered to the widefield
+    one, and scores are after the best scale and offset. Richardson-Lucy and Wiener are stopped at their best against
+    the confocal stack, ours is not.
     """
     stack = tifffile.imread(data / "neubias/xyzc_16bit__dna_conf_wf.tif").astype(np.float64)
     confocal, wide = stack[:, 0], stack[:, 1]
+    shift = phase_cross_correlation(wide, confocal, upsample_factor=10, normalization=None)[0]
+    confocal = ndimage.shift(confocal, shift, order=1)
+    print(f"the confocal stack is moved by {shift} voxels (Z, Y, X)", flush=True)
     fitted = fit_noise(Volume.from_array(wide.astype(np.float32), "ZYX"))
     psf = np.asarray(
         microscope_psf(

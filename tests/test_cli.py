@@ -308,3 +308,14 @@ def test_blurred_stacks_from_training_to_one_call(
     assert "another operator" in capsys.readouterr().err
     assert run(*one, *given) == 0
     assert open_volume(tmp_path / "out" / "waves_restored.ome.tif").channel_names == ("mean", "std")
+    # the audit restores the stacks through the PSF too: without it, or with another, it says what to give
+    audit = ["audit", prior, stack, "--count", 2, "--device", "cpu"]
+    assert run(*audit) == 2
+    assert "trained through an operator (blur)" in (said := capsys.readouterr().err)
+    assert "--psf" in said
+    assert run(*audit, "--finer", 2) == 2
+    assert "trained for another operator" in capsys.readouterr().err
+    assert run(*audit, *given, "--na", 1.3) == 2
+    assert "both give a PSF" in capsys.readouterr().err
+    assert run(*audit, *given, "-o", tmp_path / "pairs.png") == 0
+    assert re.search("(healthy|suspicious|memorised|undecided): ", capsys.readouterr().out)

@@ -168,14 +168,11 @@ def train(
             "--below auto keeps that",
             file=sys.stderr,
         )
-    operator = None
-    if psf is not None or optics.na is not None or mask is not None or finer != 1:
-        operator = operator_for(volumes[0], psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer)
     steps = iter_train(
         volumes,
         noise,
         objective=objective,
-        operator=operator,
+        operator=_operator(volumes[0], psf, psf_is, optics, mask, finer),
         target=targets,
         start=begin,
         config=config,
@@ -456,14 +453,21 @@ def audit(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     count: int = 16,
     channel: int = 0,
-    axes: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    axes: Annotated[str | None, READING] = None,
+    voxel_size: Annotated[tuple[float, float, float] | None, READING] = None,
+    psf: Annotated[Path | None, THROUGH] = None,
+    psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    mask: Annotated[Path | None, THROUGH] = None,
+    finer: Annotated[int, THROUGH] = 1,
+    optics: Annotated[Optics | None, Parameter(name="*"), THROUGH] = None,
 ) -> int:
     """Check whether a prior memorised its training stacks instead of learning from them.
 
     New images are drawn and compared with the training stacks; the verdict is healthy, suspicious, memorised, or
-    undecided, with the reason. Held-out stacks make it sharper.
+    undecided, with the reason. Held-out stacks make it sharper. For a prior that was trained with --psf, --na, --mask
+    or --finer, give the same again: its stacks are restored through them.
 
     Parameters
     ----------
@@ -479,12 +483,22 @@ def audit(
         New images to look at.
     channel : int
         Number of the channel, from 0.
-    axes : str
-        Name the axes when the files do not, slowest first, such as TYX (time series) or ZYX (stack).
     seed : int
         Seed of all random choices.
     device : str
         Where to compute: auto, cpu, cuda or mps.
+    axes : str
+        Name the axes when the files do not, slowest first, such as TYX (time series) or ZYX (stack).
+    voxel_size : tuple of float
+        Voxel size Z Y X in micrometres, when the files do not tell.
+    psf : Path
+        The PSF of the training: the image of a point (a bead) on voxels of the same size as those of the stacks.
+    psf_is : str
+        What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    mask : Path
+        The mask of the stacks: an image of 0 where nothing was measured, 1 elsewhere.
+    finer : int
+        The prior's structures are on so many times finer pixels along Y and X.
     """
     from .batch import find_files
     from .devices import choose_device
@@ -492,9 +506,12 @@ def audit(
     from .prior_audit import audit_prior
 
     loaded = load_prior(prior, device=choose_device(device))
-    known = [_open(path, None, 0, axes, None) for path in find_files(training)]
-    unseen = [_open(path, None, 0, axes, None) for path in find_files(held_out)] if held_out else None
-    result = audit_prior(loaded, known, unseen, channel=channel, count=count, seed=seed)
+    optics = optics or Optics()
+    check_optics(psf is not None, optics)
+    known = [_open(path, None, 0, axes, voxel_size) for path in find_files(training)]
+    unseen = [_open(path, None, 0, axes, voxel_size) for path in find_files(held_out)] if held_out else None
+    operator = _operator(known[0], psf, psf_is, optics, mask, finer)
+    result = audit_prior(loaded, known, unseen, operator=operator, channel=channel, count=count, seed=seed)
     print(f"{result.verdict}: {result.sentence}")
     for note in result.notes:
         print(f"note: {note}")
@@ -643,6 +660,20 @@ def _open(
     # Z Y X are always given; a plane has no use for the first
     steps = [step for axis, step in zip("ZYX", voxel_size, strict=True) if axis in volume.axes]
     return open_volume(path, channel=which, level=level, axes=axes, voxel_size=steps)
+
+
+def _operator(
+    volume: Volume,
+    psf: Path | None,
+    psf_is: Literal["bead", "computed"],
+    optics: Optics,
+    mask: Path | None,
+    finer: int,
+) -> Operator | None:
+    """Give the operator that the options name; None where they name none."""
+    if psf is None and optics.na is None and mask is None and finer == 1:
+        return None
+    return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer)
 
 
 def _given_noise(

@@ -183,7 +183,8 @@ def _check(prior: Prior, operator: Operator | None) -> None:
         names = " and ".join(str(part["operator"]) for part in trained.get("applied", [trained]))
         raise PriorError(
             f"this prior was trained through an operator ({names}), and its images must be restored through it before "
-            "they can be compared; give the operator of the training"
+            "they can be compared; give the operator of the training (--psf or --na, --mask, --finer as for train, in "
+            "Python operator=)"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points, Shapes
 
+from napari_ambient import restore
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._layers import (
     METADATA,
@@ -25,6 +26,7 @@ from napari_ambient.widgets._layers import (
     volume_from_layer,
     voxel_size_of,
 )
+from test_uncertainty import make_prior
 
 SPATIAL = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 
@@ -225,6 +227,37 @@ def test_provenance_goes_along() -> None:
 
 
 # --------------------------------------------------------------------------------------- layer → volume
+
+
+def two_channels() -> Volume:
+    counts = 100 + 2 * np.random.default_rng(5).poisson(6.0, (2, 24, 20))
+    return Volume.from_array(counts.astype(np.uint16), "CYX", channel_names=("actin", "tubulin"), name="two")
+
+
+def test_a_channel_keeps_its_number_in_the_file() -> None:
+    """File → layer → volume, and through a result that lies on the layer; of a first channel nothing need be said."""
+    for c in (0, 1):
+        layer = back(two_channels().channel(c), None)
+        assert layer.metadata[METADATA].get("first_channel", 0) == volume_from_layer(layer).first_channel == c
+        assert volume_from_layer(back(volume_from_layer(layer), layer)).first_channel == c
+    layer = back(two_channels(), None)
+    assert volume_from_layer(layer).first_channel == 0
+    assert volume_from_layer(layer).channel(1).first_channel == 1
+    cut = crop(two_channels(), {"C": slice(1, 2)})
+    assert (cut.first_channel, cut.channel_names) == (1, ("tubulin",))
+
+
+def test_the_layer_of_a_channel_has_the_draws_of_the_file() -> None:
+    """What is drawn at random belongs to the channel's number in the file, though the layer holds it alone."""
+    prior = make_prior()
+    options: dict[str, Any] = {"method": "samples", "draws": 2, "steps": 2, "outputs": ["draws"], "device": "cpu"}
+    whole = restore(two_channels(), prior, **options).data.compute()
+    layer = back(two_channels().channel(1), None)
+    np.testing.assert_array_equal(restore(volume_from_layer(layer), prior, **options).data.compute(), whole[2:])
+    # negative control: a layer that does not say which channel it is gets the noise of the first
+    del layer.metadata[METADATA]["first_channel"]
+    unsaid = restore(volume_from_layer(layer), prior, **options).data.compute()
+    assert np.abs(unsaid - whole[2:]).max() > 0.1
 
 
 def test_a_volume_has_micrometres_and_seconds() -> None:

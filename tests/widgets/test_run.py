@@ -6,17 +6,22 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from napari.layers import Labels
 from napari.utils.notifications import notification_manager
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QApplication, QPushButton, QVBoxLayout, QWidget
 
+from napari_ambient.sample_sheet import contrast, lay_out
+from napari_ambient.volumes import Volume
 from napari_ambient.widgets import _run
 from napari_ambient.widgets._column import scrolled_column
+from napari_ambient.widgets._layers import mask_from_layer
 from napari_ambient.widgets._run import (
     MEMORY_REMEDY,
     Cancelled,
@@ -26,11 +31,13 @@ from napari_ambient.widgets._run import (
     Turn,
     _Worker,
     duration,
+    is_expected,
     readable,
     run,
 )
 
 Finished = Callable[..., dict[str, list[Any]]]
+PLANE = Volume.from_array(np.zeros((8, 8), np.float32), "YX")
 
 
 def counting(job: Job) -> Generator[int, None, str]:
@@ -530,16 +537,16 @@ def test_duration(seconds: float, words: str) -> None:
 # ------------------------------------------------------------------------------------------- the message
 
 
-def test_an_error_is_shown_and_notified_in_full(qtbot: Any) -> None:
+def test_a_fault_is_shown_and_notified_in_full(qtbot: Any) -> None:
     message = Message()
     qtbot.addWidget(message)
     told = []
     notification_manager.notification_ready.connect(told.append)
     try:
-        message.error(ValueError("halo (4, 8, 8) is too small"))
+        message.error(KeyError("halo (4, 8, 8)"))
     finally:
         notification_manager.notification_ready.disconnect(told.append)
-    assert "halo (4, 8, 8) is too small" in message.text()
+    assert "halo (4, 8, 8)" in message.text()
     assert not message.isHidden()
     assert any("halo (4, 8, 8)" in str(each.message) for each in told)
     message.say("")
@@ -547,8 +554,50 @@ def test_an_error_is_shown_and_notified_in_full(qtbot: Any) -> None:
     QApplication.processEvents()
 
 
+def lack_memory() -> None:
+    raise MemoryError("8 GiB")
+
+
+def refuse() -> None:
+    raise ValueError("another library says no")
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "the mask as a layer has 16 voxels": lambda: mask_from_layer(Labels(np.ones((4, 4), int)), PLANE),
+    "a ValueError of the package without a kind of its own": lambda: lay_out(0, (8, 8)),
+    "no such file": lambda: Path("nowhere.prior").read_bytes(),
+    "no memory": lack_memory,
+}
+FAULTS: dict[str, Callable[[], object]] = {
+    "numpy's ValueError, at a line of the package": lambda: contrast([]),
+    "a ValueError of another package": refuse,
+    "a ValueError of Python": lambda: int("x"),
+    "no ValueError": lambda: {}["key"],
+}
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, *FAULTS])
+def test_a_mistake_is_said_in_the_form_alone(name: str, finished: Finished, qtbot: Any, monkeypatch: Any) -> None:
+    """What the user can mend needs no traceback in a window of its own; a fault of the program is reported with it."""
+    told: list[Exception] = []
+    monkeypatch.setattr(notification_manager, "receive_error", lambda *given: told.append(given[1]))
+
+    def work(job: Job) -> Generator[None, None, None]:
+        yield
+        (MISTAKES | FAULTS)[name]()
+
+    message = Message()
+    qtbot.addWidget(message)
+    job = run(work, None)
+    job.failed.connect(message.error)
+    (error,) = finished(job)["failed"]
+    assert str(error) in message.text()
+    assert told == ([] if name in MISTAKES else [error])
+    assert is_expected(error) == (name in MISTAKES)
+
+
 def test_an_error_is_seen_where_the_form_is_higher_than_the_window(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notification_manager, "receive_error", lambda *_: None)
+    monkeypatch.setattr(notification_manager, "receive_error", lambda *_: None)  # it raises in tests
     form = QWidget()
     column = scrolled_column(form)
     tall, message = QWidget(), Message()

@@ -11,12 +11,17 @@ import pytest
 import torch
 from qtpy.QtCore import Qt
 
+from napari_ambient import TrainConfig, train
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
+from napari_ambient.operators import Blur, Downsample, Mask, Operator
 from napari_ambient.prior import Prior, Record
+from napari_ambient.sample_sheet import training_crops
+from napari_ambient.widgets import _psf
+from napari_ambient.widgets._layers import volume_from_layer
 from napari_ambient.widgets._session import priors_of
-from napari_ambient.widgets.sample import VERDICTS, SampleWidget
+from napari_ambient.widgets.sample import COMPUTING, VERDICTS, SampleWidget
 
 LEFT = Qt.MouseButton.LeftButton
 WAIT = 30_000
@@ -227,6 +232,105 @@ def test_held_out_data_are_other_data(sample: SampleWidget, viewer: Any, qtbot: 
     assert "nothing was held out" not in sample.verdict.sentence.text()
 
 
+LINE = np.exp(-(np.linspace(-2, 2, 5) ** 2))
+PSF = np.outer(LINE, LINE) / LINE.sum() ** 2
+HOLES = np.zeros((64, 64), np.uint8)
+HOLES[20:30, 20:30] = 1
+
+
+def learn(sample: SampleWidget, operator: Operator) -> Prior:
+    """Train through an operator in a few steps, and choose what comes of it."""
+    torch.set_num_threads(1)
+    config = TrainConfig(steps=2, batch=2, patch=(32, 32), validations=1, precision="float32")
+    noise = NoiseModel(gain=2.0, intercept=-200.0, photons=4.0)
+    volume = volume_from_layer(sample.viewer.layers["cells"])
+    prior = train(volume, noise, operator=operator, objective="em", config=config, device="cpu")
+    sample.prior.choose(priors_of(sample.viewer).add("learned", prior))
+    return prior
+
+
+@pytest.mark.parametrize(
+    ("operator", "asked"),
+    [(Blur(PSF), "give the PSF"), (Mask(HOLES == 0), "give the mask"), (Mask(HOLES == 0) @ Blur(PSF), "PSF and the")],
+    ids=["blur", "holes", "both"],
+)
+def test_a_prior_learned_through_an_operator(
+    sample: SampleWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch, operator: Operator, asked: str
+) -> None:
+    """It is asked for what the images went through; crops and audit are then those of the library through the same."""
+    monkeypatch.setattr(_psf, "WAIT", 0)
+    viewer, through = sample.viewer, sample.through
+    assert sample.learned_through.isHidden()  # only noisy
+    psf, painted = viewer.add_image(PSF, name="psf"), viewer.add_labels(HOLES, name="painted")
+    sample.training.box.choose(viewer.layers["cells"])
+    prior = learn(sample, operator)
+    blurred, holed = through.blurred, through.holed
+    assert (blurred, holed) == ("PSF" in asked, "mask" in asked or "and" in asked)
+    assert not sample.learned_through.isHidden()
+    assert asked in sample.learned.text()
+    assert through.box.isHidden()  # what happened is known; with what is asked
+    if blurred:
+        through.psf.source.setCurrentIndex(through.psf.source.findData("layer"))
+        through.psf.layer.choose(None)
+        qtbot.waitUntil(lambda: not through.psf.computing, timeout=WAIT)
+    for button in (sample.draw, sample.audit):
+        qtbot.mouseClick(button, LEFT)
+        assert sample._job is None
+        assert "of this prior's training" in sample.message.text()
+    if blurred:
+        through.psf.kind.setCurrentIndex(through.psf.kind.findData("computed"))
+        through.psf.layer.choose(psf)
+        assert sample._lacking() == COMPUTING
+        qtbot.waitUntil(lambda: through.psf.psf is not None, timeout=WAIT)
+    if holed:
+        through.mask.choose(painted)
+    assert sample._lacking() == ""
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    crops = viewer.layers["Training crops, denoised"]
+    volume = volume_from_layer(viewer.layers["cells"])
+    expected = list(training_crops([volume], prior, (24, 24), count=3, operator=operator, device="cpu"))
+    np.testing.assert_allclose(crops.data[:24, :24], expected[0], rtol=1e-4)
+    # not what was measured: the negative control of the comparison
+    raw = next(training_crops([volume], prior, (24, 24), count=1, shown="raw"))
+    assert np.abs(raw - expected[0]).max() > 1.0
+    qtbot.mouseClick(sample.audit, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert sample.message.text() == ""
+    assert sample.verdict.title.text() in [words for words, _ in VERDICTS.values()]
+    # another prior asks for nothing
+    sample.prior.choose(priors_of(viewer).add("noisy", make_prior()))
+    assert sample.learned_through.isHidden()
+    assert sample._lacking() == ""
+
+
+def test_another_psf_or_an_operator_without_fields(
+    sample: SampleWidget, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said in words: which operator it must be, and what can be done without."""
+    monkeypatch.setattr(_psf, "WAIT", 0)
+    through, psf = sample.through, viewer.add_image(PSF**2, name="psf")
+    sample.training.box.choose(viewer.layers["cells"])
+    learn(sample, Blur(PSF))
+    through.psf.source.setCurrentIndex(through.psf.source.findData("layer"))
+    through.psf.layer.choose(psf)
+    qtbot.waitUntil(lambda: through.psf.psf is not None, timeout=WAIT)
+    qtbot.mouseClick(sample.audit, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert "trained for another operator" in sample.message.text()
+    learn(sample, Downsample(2))
+    assert "learned through downsample" in sample.learned.text()
+    assert through.isHidden()
+    for button in (sample.draw, sample.audit):
+        qtbot.mouseClick(button, LEFT)
+        assert sample._job is None
+        assert "no fields" in sample.message.text()
+    sample.shown.setCurrentIndex(sample.shown.findData("raw"))
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert "Training crops, raw" in [layer.name for layer in viewer.layers]
+
+
 def test_an_error_is_shown_and_leaves_the_form_usable(
     sample: SampleWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,8 +338,6 @@ def test_an_error_is_shown_and_leaves_the_form_usable(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Prior, "iter_sample", fail)
-    # napari's notification raises in tests; the message line is looked at
-    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
     qtbot.mouseClick(sample.draw, LEFT)
     qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
     assert "Out of memory" in sample.message.text()

@@ -177,7 +177,6 @@ def test_a_changed_stack_is_not_gone_on_with(make: Any, viewer: Any, qtbot: Any)
     click(qtbot, widget.stop)
     wait(qtbot, widget)
     viewer.layers["waves"].data = noisy()[::-1].copy()
-    widget.message.error = lambda error: widget.message.warn(str(error))  # napari would raise it in the test
     click(qtbot, widget.resume)
     wait(qtbot, widget)
     assert "changed since this training was begun" in widget.message.text()
@@ -200,7 +199,7 @@ def test_out_of_memory_is_said_and_leaves_the_form_usable(
         click(qtbot, widget.train)
         wait(qtbot, widget)
     assert "Out of memory. Close other programs, choose a smaller region" in widget.message.text()
-    assert isinstance(told[0], MemoryError)
+    assert told == []
     assert not len(priors_of(viewer))
     click(qtbot, widget.train)
     wait(qtbot, widget)
@@ -270,11 +269,8 @@ def test_noise_is_estimated_shown_and_edited(make: Any, viewer: Any, qtbot: Any)
     assert known.prior.record.form == "gaussian"
 
 
-def test_noise_that_the_images_do_not_tell_is_asked_for(
-    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_noise_that_the_images_do_not_tell_is_asked_for(make: Any, viewer: Any, qtbot: Any) -> None:
     """The variance cannot be seen to rise with the light: gain and zero of the data sheet stand in."""
-    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
     dark = np.random.default_rng(0).normal(1000, 20, (3, 64, 64)).astype(np.uint16)
     viewer.layers["waves"].data = dark
     widget = make()
@@ -631,10 +627,7 @@ def test_the_preview_does_not_look_into_the_holes(make: Any, viewer: Any, qtbot:
     assert viewer.layers["waves (preview)"].data.max() < 400
 
 
-def test_what_an_objective_cannot_learn_is_said(
-    make: Any, viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("napari_ambient.widgets._run.notification_manager.receive_error", lambda *_: None)
+def test_what_an_objective_cannot_learn_is_said(make: Any, viewer: Any, qtbot: Any) -> None:
     source, point = viewer.layers["waves"], viewer.add_image(np.eye(64), name="mask")
     widget = make(timing=0.1)
     widget.source.box.choose(source)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari.utils.transforms import Affine
 
 METADATA = "napari_ambient"
-"""Key in a layer's metadata under which its axes, channel names and history stand."""
+"""Key in a layer's metadata under which its axes, channel names, number in its file and history stand."""
 
 _WORDS = {
     "t": "T", "time": "T", "frame": "T", "frames": "T",
@@ -285,7 +285,7 @@ def volume_from_layer(
         )
     except VolumeError as error:
         raise LayerError(f"{layer.name}: {error}") from error
-    changes: dict[str, Any] = {"source": layer.source.path}
+    changes: dict[str, Any] = {"source": layer.source.path, "first_channel": int(own.get("first_channel", 0))}
     names = tuple(own.get("channel_names", ()))
     if len(names) == volume.sizes.get("C", 1):
         changes["channel_names"] = names
@@ -355,6 +355,8 @@ def layer_arguments(
     own: dict[str, Any] = {"history": history, "provenance": history[-1] if history else {}}
     if volume.channel_names:
         own["channel_names"] = list(volume.channel_names)
+    if volume.first_channel:  # the draws of a channel are keyed by its number in the file
+        own["first_channel"] = volume.first_channel
     if like is None:
         own["axes"] = volume.axes
         steps = {axis: volume.scale.get(axis, 1.0) for axis in volume.axes}
@@ -614,8 +616,11 @@ def crop(volume: Volume, region: Mapping[str, slice]) -> Volume:
         if start >= stop or step != 1:
             raise LayerError(f"the range {start} to {stop} along {axis} holds nothing; choose one within 0 to {size}")
         index.append(slice(start, stop))
-    names = volume.channel_names[region["C"]] if "C" in region else volume.channel_names
-    return volume.replace(data=volume.data[tuple(index)], channel_names=names)
+    changes: dict[str, Any] = {"data": volume.data[tuple(index)]}
+    if "C" in region:
+        first, _, _ = region["C"].indices(volume.sizes["C"])
+        changes |= {"channel_names": volume.channel_names[region["C"]], "first_channel": volume.first_channel + first}
+    return volume.replace(**changes)
 
 
 def mask_from_layer(layer: Image | Labels, volume: Volume, *, painted: bool = False) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ Every thread of the plugin is started here.
 
 from __future__ import annotations
 
+import dis
 import functools
 import threading
 import time
@@ -352,6 +353,36 @@ def readable(error: BaseException) -> Exception:
     return ended
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether an error says what the user can do, so that its sentence is all that is needed.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+
+    Returns
+    -------
+    bool
+        True for lack of memory, for what files and disks refuse, and for every `ValueError` that this package raises by
+        a statement of its own. A `ValueError` of numpy or another library, and all else, is a fault of the program.
+    """
+    if isinstance(error, MemoryError | OSError):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    package = __name__.partition(".")[0]
+    if type(error).__module__.partition(".")[0] == package:
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] != package:
+        return False
+    # What C code raises has no frame of its own: it seems to come from the line that called it.
+    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+
+
 def _nothing() -> Generator[None, None, None]:
     yield
 
@@ -502,7 +533,7 @@ class Message(QLabel):
         self._show(f"⚠ {in_forms(text)}", "warning")
 
     def error(self, error: Exception) -> None:
-        """Show an error where it is seen, and notify napari of it with its full text.
+        """Show an error where it is seen; of what is a fault of the program napari is notified too, with its traceback.
 
         Parameters
         ----------
@@ -512,7 +543,8 @@ class Message(QLabel):
         error = error_in_forms(error)
         self._show(f"✖ {str(error) or type(error).__name__}", "error")
         scroll_to(self)
-        notification_manager.receive_error(type(error), error, error.__traceback__)
+        if not is_expected(error):
+            notification_manager.receive_error(type(error), error, error.__traceback__)
 
     def _show(self, text: str, kind: Literal["", "warning", "error"]) -> None:
         self.setProperty("kind", kind)

@@ -1,6 +1,6 @@
 """What the images of a training went through besides noise: blur, with its PSF, and holes, with their mask.
 
-form → `ThroughForm.through` → `_operator.Through` → iter_train(operator=…)
+form → `ThroughForm.through` → `_operator.Through` → iter_train(operator=…), audit_prior(operator=…)
 """
 
 from __future__ import annotations
@@ -95,6 +95,17 @@ class ThroughForm(QWidget):
         if self.blurred and self.psf.psf is None:
             return NO_PSF
         return NO_MASK if self.holed and self.mask.layer is None else ""
+
+    def ask_for(self, kind: Undone) -> None:
+        """Ask for the parts of what is known to have happened to the images, and for nothing else.
+
+        Parameters
+        ----------
+        kind : {"nothing", "psf", "holes", "both"}
+            What a prior was trained through, of `undone_by`.
+        """
+        self.box.setCurrentIndex(self.box.findData(kind))
+        self.rows.setRowVisible(self.box, False)
 
     def through(self, volume: Volume) -> Through:
         """Give it in plain values; the mask is read only where they are used.

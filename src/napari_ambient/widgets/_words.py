@@ -23,6 +23,7 @@ _RULES: tuple[tuple[str, str], ...] = (
      "check that the noise suits the data (“Estimate noise”)"),
     (r"napari-ambient fit-noise", "“Estimate noise”"),
     (r"(?:, or )?(?:pass )?overwrite=True(?: \(--overwrite\)| to replace it)?", ""),
+    (r"--psf or --na, --mask, --finer as for train", "“PSF” and “Mask”"),
     # fields
     (r"--gain and --zero(?: of train)?", "“Gain” and “Zero”"),
     (r"--psf-is bead", "“It is”: image of a bead"),

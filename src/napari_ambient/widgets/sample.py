@@ -3,7 +3,9 @@
     prior → `Prior.iter_sample`, `sample_sheet.training_crops` → a sheet of two blocks → layers with titles
     prior, training data → `prior_audit.audit_prior` → a verdict in words and the closest pairs as a picture
 
-Both blocks are shown between the same limits, and stay so: their layers are linked.
+A prior that was learned through blur or holes restores its training data through them: the form then asks for the PSF
+and the mask of the training (`ThroughForm`). Both blocks are shown between the same limits, and stay so: their layers
+are linked.
 """
 
 from __future__ import annotations
@@ -45,9 +47,11 @@ from napari_ambient.widgets._closing import AskFirst
 from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
 from napari_ambient.widgets._forms import PriorBox, SourceForm, fold
 from napari_ambient.widgets._layers import METADATA, layer_arguments
+from napari_ambient.widgets._operator import Through, Undone, undone_by
 from napari_ambient.widgets._run import Job, Message, RunBar, run
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets._theme import Meaning, accent_style, signal_colour
+from napari_ambient.widgets._through import ThroughForm
 from napari_ambient.widgets.batch import NEEDS_BELOW
 
 if TYPE_CHECKING:
@@ -68,6 +72,15 @@ DRAW = "Images that the prior makes up, beside crops of the training data"
 AUDIT = (
     "Are the new images copies of training patches? Every position, turn and flip of the training data is searched; "
     "takes a few minutes"
+)
+PARTS: dict[Undone, str] = {"psf": "the PSF", "holes": "the mask", "both": "the PSF and the mask"}
+LEARNED = (
+    "This prior was learned through {}. Its training images are restored through the same: give {} of its training."
+)
+COMPUTING = "The PSF is still being computed; wait a moment."
+NO_FIELDS = (
+    "This prior was learned through {}, for which this form has no fields: choose raw crops or none, and check for "
+    "memorisation on the command line (napari-ambient audit)."
 )
 Side = Literal["sample", "crop"]
 
@@ -147,6 +160,8 @@ class SampleWidget(QWidget):
         self.shown.setToolTip("Crops of the training data, beside the new images")
         self.training = SourceForm(viewer)
         self.held_out = SourceForm(viewer)
+        self.learned = Message()
+        self.through = ThroughForm(viewer)
         self.draw = QPushButton("Draw new images")
         self.audit = QPushButton("Check for memorisation")
         self.bar = RunBar()
@@ -161,13 +176,15 @@ class SampleWidget(QWidget):
         self._lay_out()
         self.draw.clicked.connect(self.draw_images)
         self.audit.clicked.connect(self.check_memory)
-        self.prior.changed.connect(self._refresh)
-        self.training.changed.connect(self._refresh)
+        self.prior.changed.connect(self._prior_changed)
+        self.training.changed.connect(self._training_changed)
+        self.through.changed.connect(self._refresh)
         self.shown.currentIndexChanged.connect(self._refresh)
         viewer.events.theme.connect(self.set_theme)  # napari holds methods weakly
         self.closing = AskFirst(self, self._at_work, self._stop_work)
         self.set_theme()
-        self._refresh()
+        self._prior_changed()
+        self._training_changed()
 
     def _lay_out(self) -> None:
         self.form = labelled_rows()
@@ -179,6 +196,7 @@ class SampleWidget(QWidget):
         self.form.addRow("Training crops", self.shown)
         training, _ = group("Training data", self.training)
         training.setToolTip("What the prior was trained on: crops are cut from it, and the check searches it")
+        self.learned_through = group("Learned through", self.learned, self.through)[0]
         advanced = QWidget()
         more = labelled_rows(advanced)
         more.setContentsMargins(8, 0, 0, 0)
@@ -198,6 +216,7 @@ class SampleWidget(QWidget):
         column.addWidget(group("Prior", self.prior)[0])
         column.addLayout(self.form)
         column.addWidget(training)
+        column.addWidget(self.learned_through)
         column.addWidget(fold("Advanced", advanced))
         column.addWidget(self.draw)
         column.addWidget(fold("Held-out data (sharper check)", unseen))
@@ -226,6 +245,43 @@ class SampleWidget(QWidget):
             channel=self.channel.value(),
             shown=cast("Shown | None", self.shown.currentData()),
         )
+
+    def _prior_changed(self) -> None:
+        """Ask for what the prior was learned through, if for anything."""
+        prior = self.prior.prior
+        record = {} if prior is None else prior.record.operator
+        kind = undone_by(record)
+        self.through.ask_for(kind)
+        self.through.setVisible(kind != "nothing")
+        self.learned_through.setVisible(bool(record))
+        if record:
+            names = " and ".join(str(part["operator"]) for part in record.get("applied", [record]))
+            self.learned.say(NO_FIELDS.format(names) if kind == "nothing" else LEARNED.format(names, PARTS[kind]))
+        self._refresh()
+
+    def _training_changed(self) -> None:
+        """Say which images a PSF and a mask are about."""
+        try:
+            volumes = self.training.volumes() if self.training.ready else []
+        except (ValueError, OSError):  # shown in the form
+            volumes = []
+        self.through.set_volume(volumes[0] if volumes else None)
+        self._refresh()
+
+    def _lacking(self) -> str:
+        """Say what must be given before training images can be restored; empty where nothing lacks."""
+        prior = self.prior.prior
+        if prior is None or not prior.record.operator:
+            return ""
+        if self.through.kind == "nothing":
+            return str(self.learned.text())
+        if self.through.blurred and self.through.psf.computing:
+            return COMPUTING
+        return f"First give {PARTS[self.through.kind]} of this prior's training." if self.through.missing else ""
+
+    def _given(self, volumes: Sequence[Volume]) -> Through:
+        """Give what the training images went through; nothing where the prior knows of nothing."""
+        return Through() if self.through.kind == "nothing" else self.through.through(volumes[0])
 
     def _refresh(self) -> None:
         """Show what the choices leave open, and whether the work can start."""
@@ -262,7 +318,13 @@ class SampleWidget(QWidget):
             except (ValueError, OSError) as error:
                 self.message.error(error)
                 return
-        self._start(_draw(prior, options, volumes, self._new_watch()), DRAWING)
+        through = Through()
+        if volumes and options.shown == "denoised":
+            if lacking := self._lacking():
+                self.message.warn(lacking)
+                return
+            through = self._given(volumes)
+        self._start(_draw(prior, options, volumes, through, self._new_watch()), DRAWING)
         assert self._job is not None
         self._job.yielded.connect(self._drawn)
         self._job.succeeded.connect(lambda _: self._say_what_is_shown(options, bool(volumes)))
@@ -308,8 +370,12 @@ class SampleWidget(QWidget):
         if unseen is not None and self._same_data():
             self.message.warn("Held-out data must be other images than the training data; choose others, or none.")
             return
+        if lacking := self._lacking():
+            self.message.warn(lacking)
+            return
         self.verdict.clear()
-        self._start(_audit(prior, options, volumes, unseen, self._new_watch()), CHECKING)
+        work = _audit(prior, options, volumes, unseen, self._given(volumes), self._new_watch())
+        self._start(work, CHECKING)
         assert self._job is not None
         self._job.succeeded.connect(self._judged)
         self._job.start()
@@ -590,7 +656,7 @@ class _Watched:
 
 
 def _draw(
-    prior: Prior, options: SampleOptions, volumes: Sequence[Volume], watched: _Watched
+    prior: Prior, options: SampleOptions, volumes: Sequence[Volume], through: Through, watched: _Watched
 ) -> Callable[[Job], Generator[Begun | Placed, None, None]]:
     """Make the work of drawing: the blocks first, then a new image and a crop in turn."""
 
@@ -602,6 +668,7 @@ def _draw(
         importlib.import_module("pandas")
         device = choose_device(settings().device)
         used = place(prior, device)
+        operator = through.operator() if used.record.operator and options.shown == "denoised" and volumes else None
         shape = cell_shape(used, options.size, options.depth)
         block = lay_out(options.count, shape)
         record = {
@@ -630,6 +697,7 @@ def _draw(
                 shape,
                 count=options.count,
                 shown=options.shown,
+                operator=operator,
                 channel=options.channel,
                 seed=options.seed,
                 device=device,
@@ -653,6 +721,7 @@ def _audit(
     options: SampleOptions,
     training: Sequence[Volume],
     held_out: Sequence[Volume] | None,
+    through: Through,
     watched: _Watched,
 ) -> Callable[[Job], Generator[None, None, tuple[Audit, bytes]]]:
     """Make the work of the audit; the result comes with its picture."""
@@ -672,6 +741,7 @@ def _audit(
             place(prior, choose_device(settings().device)),
             training,
             held_out,
+            operator=through.operator() if prior.record.operator else None,
             channel=options.channel,
             steps=options.steps,
             seed=options.seed,
