@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_what_is_named_goes_before_the_preset() -> None:
 def test_the_command_line_knows_what_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the user names a default: `--preset best --size small` is not the preset's medium."""
     given: list[Any] = []
-    monkeypatch.setattr("napari_ambient.batch.find_files", lambda inputs: [])
+    monkeypatch.setattr("napari_ambient.batch.find_files", lambda inputs: [Path("a.tif")])
+    monkeypatch.setattr("napari_ambient.cli._open", lambda *_: noisy())
     monkeypatch.setattr("napari_ambient.training.iter_train", lambda *_, **k: given.append(k["config"]))
     monkeypatch.setattr("napari_ambient.progress.follow", lambda *_: None)
     for arguments in ("--preset best --size small --steps 3000", "--preset quick", ""):
