@@ -48,6 +48,17 @@ def test_the_same_seed_gives_the_same_prior() -> None:
     assert not same(first, train(noisy(), NOISE, config=TrainConfig(**{**TINY.__dict__, "seed": 2})))
 
 
+def test_the_seed_is_the_trainings_own() -> None:
+    """Torch's shared generator goes on as if there had been no training, and has no say in its weights."""
+    torch.manual_seed(3)
+    alone = torch.rand(4)
+    first = next(iter_train(noisy(), NOISE, config=TINY)).prior()
+    torch.manual_seed(3)
+    second = next(iter_train(noisy(), NOISE, config=TINY)).prior()
+    assert torch.equal(torch.rand(4), alone)
+    assert same(first, second)
+
+
 @pytest.mark.parametrize("stop", [3, 7])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     """From the last checkpoint on, weights and history are those of a training that was never stopped."""

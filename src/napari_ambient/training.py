@@ -15,9 +15,11 @@ import copy
 import json
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
 
 MOVED = 0.2  # standard deviations of the noise that one-call answers may move in the stage below it without a word
+_SEEDING = threading.Lock()  # trainings of two widgets start with one shared generator
 
 
 class TrainingWarning(UserWarning):
@@ -253,8 +256,8 @@ class _Training:
         )
         self.objective = self._make_objective(kind, choose_recorruption(flat, self.form, quanta=self.quanta))
         self.below_name, self.below = self._choose_below(objective)
-        torch.manual_seed(config.seed)
-        self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
+        with _weights_from(config.seed):
+            self.denoiser = Denoiser(UNet(arguments), self.scales).to(self.device)
         if start is not None:
             self.scales = [Scale(*row) for row in start.denoiser.scales.tolist()]  # type: ignore[operator]
             self.denoiser.load_state_dict(start.denoiser.state_dict())
@@ -382,10 +385,10 @@ class _Training:
         return Views(parts, self.operator.stride)
 
     def _make_objective(self, kind: type[Objective], recorruption: Recorruption) -> Objective:
-        torch.manual_seed(self.config.seed + 1)  # the companion's weights
         try:
-            objective = kind(recorruption)
-            objective.prepare(self.setting)
+            with _weights_from(self.config.seed + 1):  # the companion's
+                objective = kind(recorruption)
+                objective.prepare(self.setting)
         except ObjectiveError as error:
             raise TrainingError(str(error)) from error
         return objective
@@ -632,6 +635,14 @@ def pace(arguments: UNetArguments) -> float:
     """
     small = WIDTHS[arguments.dims]["small"][0]
     return min(1.0, small / arguments.widths[0]) / arguments.blocks
+
+
+@contextmanager
+def _weights_from(seed: int) -> Generator[None, None, None]:
+    """Let torch's shared generator give the weights of one training: other threads wait, the caller's state returns."""
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _decay(target: float) -> Any:
