@@ -772,7 +772,8 @@ def _choose_patch(
 
     Behind an operator crops are larger by what it reaches, where nothing can be learned, up to twice.
     """
-    stride = UNet(arguments).stride
+    with torch.device("meta"):
+        stride = UNet(arguments).stride
     sizes = [dict(zip(v.axes, v.shape, strict=True)) for v in volumes]
     room = [min(s.get(axis, 1) for s in sizes) for axis in "ZYX"]
     default: tuple[int, ...] = (16, 48, 48) if arguments.dims == 3 else (64, 64)
