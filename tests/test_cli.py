@@ -319,3 +319,25 @@ def test_blurred_stacks_from_training_to_one_call(
     assert "both give a PSF" in capsys.readouterr().err
     assert run(*audit, *given, "-o", tmp_path / "pairs.png") == 0
     assert re.search("(healthy|suspicious|memorised|undecided): ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("what", ["mask", "na"])
+def test_the_audit_takes_what_the_training_took(
+    what: str, stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prior learned through holes, or through a computed PSF, is audited through the same."""
+    if what == "mask":
+        mask = (np.random.default_rng(0).random((48, 48)) < 0.7).astype(np.uint8)
+        tifffile.imwrite(tmp_path / "mask.tif", mask)
+        given, others = ["--mask", tmp_path / "mask.tif"], ["--finer", 2]
+    else:
+        optics = ["--voxel-size", 0.3, 0.3, 0.3, "--wavelength", 520]
+        given, others = [*optics, "--na", 1.3], [*optics, "--na", 0.7]
+    prior = tmp_path / "through.prior"
+    options = [*TINY[:4], "--patch", "32", "32", *TINY[7:]]
+    assert run("train", stack, "-o", prior, "--objective", "em", *given, *options) == 0
+    audit = ["audit", prior, stack, "--count", 2, "--device", "cpu"]
+    assert run(*audit, *others) == 2
+    assert "trained for another operator" in capsys.readouterr().err
+    assert run(*audit, *given) == 0
+    assert re.search("(healthy|suspicious|memorised|undecided): ", capsys.readouterr().out)
