@@ -62,6 +62,10 @@ def test_train_restore_info(stack: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "made with other settings (type float32 instead of uint16)" in said.err
     assert "--overwrite" in said.err
     assert (tmp_path / "out" / "waves_restored.ome.tif").read_bytes() == made
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--turns", 8) == 1
+    assert "(flips and quarter turns 1 instead of 8)" in " ".join(capsys.readouterr().err.split())
+    assert run("restore", prior, stack, "-o", tmp_path / "out", "--turns", 2, "--method", "samples") == 2
+    assert "--method mean" in capsys.readouterr().err
     assert run("restore", prior, stack, "-o", tmp_path / "out", "--dtype", "input", "--overwrite") == 0
     capsys.readouterr()
     assert run("info", prior) == 0

@@ -105,6 +105,51 @@ def test_a_planar_prior_takes_slices_one_by_one() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shape", "tile"),
+    [(FLAT, (1, 96, 80), (1, 40, 24)), (SLICES, (3, 48, 64), (2, 20, 16)), (SOLID, (5, 32, 24), (3, 16, 12))],
+    ids=["2D", "2.5D", "3D"],
+)
+def test_averages_over_turns(arguments: UNetArguments, shape: tuple[int, ...], tile: tuple[int, int, int]) -> None:
+    """Tiled equals whole; a turned image gives the turned answer, which one call does not."""
+    prior = make_prior(arguments)
+    data = counts(shape)
+
+    def answer(image: np.ndarray, turns: int, **options: object) -> np.ndarray:
+        return np.asarray(restore(Volume.from_array(image, "ZYX"), prior, turns=turns, **options).data.compute())
+
+    for turns in (2, 4, 8):
+        whole = answer(data, turns)
+        np.testing.assert_allclose(answer(data, turns, tile=tile), whole, rtol=1e-5)
+        half = np.ascontiguousarray(np.rot90(data, 2, (1, 2)))
+        np.testing.assert_allclose(np.rot90(answer(half, turns), 2, (1, 2)), whole, rtol=1e-5)
+    quarter = np.ascontiguousarray(np.rot90(data, 1, (1, 2)))
+    for turns, same in ((8, True), (4, False), (1, False)):
+        there = np.rot90(answer(quarter, turns), -1, (1, 2))
+        assert np.allclose(there, answer(data, turns), rtol=1e-5) == same
+
+
+def test_turns_in_the_record_and_where_there_are_none() -> None:
+    """They are written down, counted by the watch, and refused where the image or the method has no place for them."""
+    prior = make_prior()
+    seen: list[tuple[int, int]] = []
+    result = restore(
+        Volume.from_array(counts((64, 48)), "YX"), prior, turns=4, watch=lambda *told: seen.append(told)
+    )
+    result.data.compute()
+    assert result.history[-1]["turns"] == 4
+    assert seen[-1] == (4, 4)
+    oblong = Volume.from_array(counts((64, 48)), "YX", voxel_size=(0.2, 0.1))
+    assert "turns" not in restore(oblong, prior).history[-1]
+    restore(oblong, prior, turns=4)
+    with pytest.raises(RestorationError, match="quarter turns need voxels of the same size"):
+        restore(oblong, prior, turns=8)
+    with pytest.raises(RestorationError, match="choose 1, 2, 4, 8"):
+        restore(oblong, prior, turns=3)
+    with pytest.raises(RestorationError, match="take more draws"):
+        restore(oblong, prior, turns=2, method="samples")
+
+
 def test_out_of_memory_halves_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is the same and a warning says so; when nothing smaller helps, the error says what to do."""
     prior = make_prior()

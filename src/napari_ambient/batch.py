@@ -156,6 +156,7 @@ def restore_files(
     seed: int = 0,
     outputs: Sequence[str] = ("mean", "std"),
     recalibrate: bool = False,
+    turns: int = 1,
     dtype: OutputType = "float32",
     prepare: Callable[[Volume], Volume] | None = None,
     look: Callable[[Volume, Sequence[NoiseModel] | None], object] | None = None,
@@ -174,7 +175,7 @@ def restore_files(
         The prior.
     noise : {"prior", "fit"}
         The noise model of the prior, or one fitted to each file.
-    method, posterior, draws, steps, seed, outputs, dtype, device
+    method, posterior, draws, steps, seed, outputs, turns, dtype, device
         As for `restore`.
     operator : callable, optional
         Says what the microscope did to the light of a volume.
@@ -219,6 +220,7 @@ def restore_files(
         "steps": steps,
         "seed": seed,
         "outputs": outputs,
+        "turns": turns,
         "dtype": dtype,
         "device": device,
     }
@@ -301,7 +303,7 @@ def other_settings(result: Volume, expected: Volume, *, leave_out: Sequence[str]
     if old.get("prior_sha256") != new["prior_sha256"]:  # of which these follow
         ignored |= {"prior_objective", "prior_step", "form", "noise"}
     if old.get("method") != new["method"]:
-        ignored |= {"seed", "draws", "steps", "outputs", "spread"}
+        ignored |= {"seed", "draws", "steps", "outputs", "spread", "turns"}
     ignored |= {"noise_from", "channels"} - old.keys()  # which earlier versions did not write
     if old.get("noise_from") != new["noise_from"]:
         ignored.add("noise")
@@ -327,6 +329,7 @@ _WORDS = {
     "noise": "noise model",
     "noise_from": "noise",
     "spread": "recalibration of the error bars (factor)",
+    "turns": "flips and quarter turns",
     "operator": "PSF, mask or pixel size",
     "posterior": "posterior method",
     "dtype": "type",
@@ -334,6 +337,9 @@ _WORDS = {
     "prior_objective": "objective of the prior",
     "prior_step": "steps of the prior",
 }
+
+
+_UNSAID = {"turns": "1"}  # what the record leaves out where it is as usual
 
 
 def _said(name: str, old: Any, new: Any) -> str:
@@ -345,8 +351,8 @@ def _said(name: str, old: Any, new: Any) -> str:
     if name in ("prior_sha256", "noise"):
         return f"another {word}"
     before, after = (
-        "nothing" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for value in (old, new)
+        " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for value in (_UNSAID.get(name, "nothing") if value is None else value for value in (old, new))
     )
     if name == "noise_from":
         before, after = ("the prior's" if value == "prior" else "fitted to the file" for value in (old, new))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .choices import RestoreMethod
 from .devices import choose_device, free_memory
+from .networks.turns import GROUPS
 from .noise import NoiseModel
 from .operators import Identity, Operator
 from .posterior import MethodName
@@ -47,6 +48,7 @@ def restore(
     seed: int = 0,
     outputs: Sequence[str] = ("mean", "std"),
     spread: float = 1.0,
+    turns: int = 1,
     work: str | Path | None = None,
     dtype: Literal["float32", "input"] = "float32",
     tile: Sequence[int] | None = None,
@@ -88,6 +90,9 @@ def restore(
     spread : float
         Widens the draws about their mean: the factor that `recalibration.measure_spread` found for such data. Written
         into the history.
+    turns : {1, 2, 4, 8}
+        Average the mean (``method="mean"``) over so many flips and quarter turns of the plane, at so many times the
+        cost: a little sharper. 8 needs voxels that are square in the plane.
     work : path-like, optional
         Folder that keeps finished draws, so that a run that was killed goes on where it stopped.
     dtype : {"float32", "input"}
@@ -160,6 +165,7 @@ def restore(
             RestorationWarning,
             stacklevel=2,
         )
+    _check_turns(turns, method, volume, prior)
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
     if scales not in (1, channels):
         raise RestorationError(
@@ -173,7 +179,8 @@ def restore(
         )
     chosen = choose_device(device)
     out = np.dtype(np.float32) if dtype == "float32" else volume.dtype
-    restorer = Restorer(volume, place(prior, chosen), models, out, chosen, Clipping() if clipping is None else clipping)
+    counted = Clipping() if clipping is None else clipping
+    restorer = Restorer(volume, place(prior, chosen), models, out, chosen, counted, turns)
     limit = tuple(tile) if tile is not None else plan_tile(restorer, free_memory(chosen))
     if len(limit) != 3 or min(limit) < 1:
         raise RestorationError(f"tile is {tuple(limit)}; give three positive numbers (Z, Y, X)")
@@ -209,7 +216,7 @@ def restore(
         tiles = math.prod(len(parts) for axis, parts in zip(axes, data.chunks, strict=True) if axis in "ZYX")
         if prior.denoiser.arguments.dims == 2:  # which sees one plane, with its neighbours, at a call
             tiles = math.prod(data.numblocks[-2:]) * sizes.get("Z", 1)
-        restorer.count = CallCount(watch, images, tiles)
+        restorer.count = CallCount(watch, images, tiles * turns)
     record = {
         "action": "restore",
         "method": method,
@@ -223,6 +230,7 @@ def restore(
         ],
         "seed": prior.record.config.get("seed") if method == "mean" else seed,
         **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs), "spread": spread}),
+        **({"turns": turns} if turns > 1 else {}),
         **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),
         "axes": volume.axes,
@@ -433,6 +441,25 @@ def _draw_blocks(drawing: DrawRestorer, volume: Volume, channels: int) -> tuple[
     given = volume.channel_names if len(volume.channel_names) == channels else tuple(map(str, range(channels)))
     prefix = [""] if channels == 1 and not volume.channel_names else [f"{name} " for name in given]
     return data, axes, tuple(f"{p}{label}" for p in prefix for label in drawing.labels)
+
+
+def _check_turns(turns: int, method: RestoreMethod, volume: Volume, prior: Prior) -> None:
+    """Refuse averages over turns that there are not, or that the image does not allow."""
+    if turns not in GROUPS:
+        raise RestorationError(f"turns is {turns}; choose {', '.join(map(str, GROUPS))} (1: the image as it is)")
+    if turns > 1 and method != "mean":
+        raise RestorationError(
+            "flips and quarter turns are averaged over in the mean of one network call (method mean); draws are "
+            "averages already: take more draws, or leave turns at 1"
+        )
+    y, x = (volume.voxel_size.get(axis) for axis in "YX")
+    square = y is None or x is None or math.isclose(y, x, rel_tol=1e-3)
+    strides = prior.denoiser.arguments.strides
+    if turns == 8 and not (square and all(s[-1] == s[-2] for s in strides)):
+        raise RestorationError(
+            f"turns is 8, and quarter turns need voxels of the same size along Y and X (they are {y} and {x} µm); "
+            "choose 4 or fewer"
+        )
 
 
 def _check_amortised(prior: Prior, operator: Operator, outputs: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
     x̂ = zero + gain · λ,   λ = photons(D(z, sigma_y)),   z = 2 √((y - zero)/gain + 3/8)
 
-is the posterior mean E[x | y] of a measurement y, in its own units. `volumes/tiles.py` says why a voxel does not depend
+is the posterior mean E[x | y] of a measurement y, in its own units; or the mean of such answers over flips and quarter
+turns of the plane (`networks/turns.py`). `volumes/tiles.py` says why a voxel does not depend
 on the tiling. When memory runs out the tile is halved and the work goes on, and it says so. `restoration.py` makes lazy
 volumes of this; `uncertainty.py` draws from the posterior instead of calling once.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .devices import memory_errors
+from .networks.turns import GROUPS, turned, unturned
 from .noise import NoiseModel
 from .prior import Prior
 from .recorruption import Quanta, Recorruption, choose_recorruption, from_photons, to_photons, trusted
@@ -71,6 +73,8 @@ class Restorer:
         Output type.
     clipping : Clipping
         Counts what was clipped so far.
+    turns : {1, 2, 4, 8}
+        Answers are averages over so many flips and quarter turns of the plane.
     """
 
     volume: Volume
@@ -79,6 +83,7 @@ class Restorer:
     dtype: np.dtype[Any]
     device: torch.device
     clipping: Clipping = field(default_factory=Clipping)
+    turns: int = 1
     too_large: float = math.inf
     """Voxels (with halo) of the smallest tile that did not fit into memory."""
     count: CallCount = field(default_factory=lambda: CallCount(None, 1, 0))
@@ -165,6 +170,13 @@ class Restorer:
         return clean.cpu().numpy()
 
     def _call(self, counts: Tensor, valid: Tensor | None, channel: int) -> Tensor:
+        total = torch.zeros((), device=counts.device)
+        for turn in GROUPS[self.turns]:
+            mask = None if valid is None else turned(valid, turn)
+            total = total + unturned(self._call_once(turned(counts, turn), mask, channel), turn)
+        return total / self.turns
+
+    def _call_once(self, counts: Tensor, valid: Tensor | None, channel: int) -> Tensor:
         scales = len(self.prior.denoiser.scales)  # type: ignore[arg-type]
         seen = self.form.measure(counts, valid)
         if self.prior.denoiser.arguments.dims == 2:

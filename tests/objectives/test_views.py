@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from napari_ambient.objectives.views import Views, turned, unturned, view_of
+from napari_ambient.networks.turns import turned
+from napari_ambient.objectives.views import Views, view_of
 from napari_ambient.operators import Blur, Downsample, Mask, Operator, OperatorError
-from napari_ambient.volumes.patches import Crop, Place
 
 RNG = np.random.default_rng(0)
 
@@ -17,16 +17,6 @@ def lopsided() -> Blur:
     """Make a PSF without any symmetry."""
     psf = RNG.random((5, 5))
     return Blur(psf / psf.sum())
-
-
-@pytest.mark.parametrize("turn", range(8))
-def test_turns_are_those_of_the_crops(turn: int) -> None:
-    """The same flips and quarter turns as the patch stream's, and undone again."""
-    image = torch.randn(2, 6, 6)
-    place = Place(0, 0, 0, slice(0, 1), slice(0, 6), slice(0, 6))
-    crop = Crop(image.numpy(), None, place, turn)
-    np.testing.assert_array_equal(turned(image, turn).numpy(), crop.turned(image.numpy()))
-    assert torch.equal(unturned(turned(image, turn), turn), image)
 
 
 @pytest.mark.parametrize(

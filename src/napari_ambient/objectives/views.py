@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_ambient.networks.turns import turned, unturned
 from napari_ambient.operators import Operator, OperatorError
 
 
@@ -150,15 +151,3 @@ def _apply(operator: Operator, method: str, images: Tensor) -> Tensor:
     function = getattr(operator, method)
     result: Tensor = function(images) if images.ndim == 5 else function(images[:, None])[:, 0]
     return result
-
-
-def turned(image: Tensor, turn: int) -> Tensor:
-    """Apply flips and quarter turns to the last two axes, as `volumes.patches.Crop.turned` does."""
-    out = torch.rot90(image, turn % 4, (-2, -1))
-    return out.flip(-1) if turn >= 4 else out
-
-
-def unturned(image: Tensor, turn: int) -> Tensor:
-    """Undo `turned`."""
-    out = image.flip(-1) if turn >= 4 else image
-    return torch.rot90(out, -(turn % 4), (-2, -1))
