@@ -4,7 +4,8 @@
 
 Trains on four noisy frames, draws from the posterior of the first, and compares with the mean of the other frames (50
 in FMD, 16 in EB3), whose own shot noise is added to the draws' variance, and the little that the mean of the draws has
-of its own. "recalibrated": the draws widened by what held-out photons say. For comparison: plain DPS
+of its own. "recalibrated": the draws widened by what photons held out of the
+first frame say; "by repeats": by what the other three frames that were trained on say. For comparison: plain DPS
 with the same prior, and an ensemble of networks trained by blind spots (`--ensemble 5`), whose differences many take
 for an error bar.
 
@@ -25,7 +26,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_ambient import NoiseModel, Prior, TrainConfig, Volume, fit_noise, restore, train
-from napari_ambient.moments import Moments
+from napari_ambient.moments import Moments, Spread
 from napari_ambient.operators import Mask
 from napari_ambient.recalibration import measure_spread
 
@@ -57,7 +58,9 @@ def load_cases(data: Path, wanted: list[str]) -> list[Case]:
     return cases
 
 
-def score(case: Case, noise: NoiseModel, draws: Image, *, mates: bool = True) -> dict[str, float]:
+def score(
+    case: Case, noise: NoiseModel, draws: Image, *, mates: bool = True, spread: Spread | None = None
+) -> dict[str, float]:
     """Compare draws (K, Y, X), in counts, with the reference; the first two are mates, or all are independent."""
     reference = case.reference[CROP, CROP]
     good = np.ones(reference.shape, bool) if noise.hot_pixels is None else ~noise.hot_pixels[CROP, CROP]
@@ -65,8 +68,12 @@ def score(case: Case, noise: NoiseModel, draws: Image, *, mates: bool = True) ->
     for one in draws:
         moments.add(one)
     mean = moments.mean()
-    own = np.maximum(noise.variance(reference), 0) / case.count
-    claimed = np.sqrt(moments.std() ** 2 * (1 + moments.share) + own)
+    # by our mean: bins chosen by the reference's own noise would be of pixels that happen to be low in it
+    own = np.maximum(noise.variance(mean), 0) / case.count
+    std = moments.std()
+    if spread is not None:
+        std = std * spread.of(std / float(np.median(noise.gain)))
+    claimed = np.sqrt(std**2 * (1 + moments.share) + own)
     error = np.abs(mean - reference)
     front = good & (reference >= np.quantile(reference, 0.7))
     bins = np.array_split(np.argsort(claimed[good]), 10)
@@ -139,8 +146,11 @@ def main(
         cost = (time.process_time() - tick) / draws / 256**2 / call
         rows.append({"data": case.name, "method": "draws", **result, "cost": cost, "seconds": seconds})
         found = measure_spread(first, prior, noise=noise)
-        wide = drawn.mean(axis=0) + found.factor * (drawn - drawn.mean(axis=0))
-        rows.append({"data": case.name, "method": "recalibrated", **score(case, noise, wide), "factor": found.factor})
+        repeated = measure_spread(volume, prior, noise=noise, repeats=range(1, 4))
+        for name, spread in (("recalibrated", found), ("by repeats", repeated)):
+            scores = score(case, noise, drawn, spread=spread)
+            row = {"data": case.name, "method": name, **scores, "factor": spread.factor, "power": spread.power}
+            rows.append(row)
         if dps:
             guided = draw(case, noise, prior, draws, dps, "dps")
             rows.append({"data": case.name, "method": "dps", **score(case, noise, guided)})

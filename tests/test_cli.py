@@ -211,6 +211,16 @@ def test_samples_new_images_and_audit(stack: Path, tmp_path: Path, capsys: pytes
     assert "--method samples" in capsys.readouterr().err
     assert run("restore", prior, stack, "-o", out, *draws, "--recalibrate", "--finer", 2) == 2
     assert "leave it or them out" in capsys.readouterr().err
+    # the four frames are of the same waves: the error bars of the first are checked by the others
+    checked = [*draws, "--suffix", "_checked", "--recalibrate"]
+    assert run("restore", prior, stack, "-o", out, *draws, "--still") == 2
+    assert "add --recalibrate" in capsys.readouterr().err
+    assert run("restore", prior, stack, "-o", out, *checked, "--still") == 0
+    assert re.search(r"error bars multiplied by .*, by 3 other time points", capsys.readouterr().out)
+    spread = open_volume(out / "waves_checked.ome.tif").history[-1]["spread"]
+    assert spread["source"] == "3 other time points"
+    assert run("restore", prior, stack, "-o", out, *checked) == 1
+    assert "recalibrated by 3 other time points" in " ".join(capsys.readouterr().err.split())
     tifffile.imwrite(tmp_path / "psf.tif", np.pad(np.full((3, 3), 100, np.uint16), 4))
     tifffile.imwrite(tmp_path / "mask.tif", np.eye(48, dtype=np.uint8) == 0)
     through = ["--psf", tmp_path / "psf.tif", "--mask", tmp_path / "mask.tif", "--suffix", "_sharp"]

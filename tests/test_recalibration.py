@@ -11,10 +11,11 @@ from torch import Tensor
 
 from napari_ambient import restore
 from napari_ambient.denoiser import Denoiser, Scale
+from napari_ambient.moments import Spread
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import Prior, Record
-from napari_ambient.recalibration import measure_spread
+from napari_ambient.recalibration import compare, measure_spread
 from napari_ambient.restorer import RestorationError
 from napari_ambient.volumes import Volume
 
@@ -34,13 +35,15 @@ class GammaLight(Denoiser):
         return 2 * ((counts + self.trust * SHAPE) / (exposure + self.trust * RATE)).sqrt()
 
 
-def setting(trust: float) -> tuple[Volume, Prior]:
+def setting(trust: float, frames: int = 0) -> tuple[Volume, Prior]:
     rng = np.random.default_rng(1)
     light = rng.gamma(SHAPE, 1 / RATE, (160, 160))
+    if frames:
+        light = np.broadcast_to(light, (frames, 160, 160))
     noise = NoiseModel(gain=1.0, intercept=0.0, photons=3.0)
     config = {"steps": 1, "below": "virtual_exposures", "below_steps": 1}
     prior = Prior(GammaLight(trust), (noise,), Record("ambient", "thinning", "YX", {}, config=config, step=2))
-    return Volume.from_array(rng.poisson(light).astype(np.float32), "YX"), prior
+    return Volume.from_array(rng.poisson(light).astype(np.float32), "TYX" if frames else "YX"), prior
 
 
 @pytest.mark.parametrize(("trust", "low", "high"), [(1.0, 0.95, 1.1), (6.0, 1.5, 4.0), (0.2, 0.8, 0.99)])
@@ -50,6 +53,54 @@ def test_factor(trust: float, low: float, high: float) -> None:
     found = measure_spread(*setting(trust), draws=6)
     assert low < found.factor < high
     assert found.uncertainty < 0.1 * found.factor
+
+
+def test_other_frames_of_the_field_tell_more() -> None:
+    """The same factors from repeats, with a smaller standard error; in a field that moved error bars seem narrow."""
+    for trust, low, high in ((1.0, 0.95, 1.05), (6.0, 1.5, 4.0)):
+        volume, prior = setting(trust, frames=5)
+        held = measure_spread(volume, prior, draws=6)
+        found = measure_spread(volume, prior, repeats=range(1, 5), draws=6)
+        assert low < found.factor < high
+        if trust == 1:  # the exact posterior: small error bars are as right as large ones
+            assert abs(found.power - 1) < 3 * found.power_uncertainty < 0.35
+        assert found.uncertainty < 0.6 * held.uncertainty
+        assert found.source == "4 other time points"
+    data = np.array(volume.data)
+    data[1:] = np.roll(data[1:], 1, axis=-1)
+    moved = Volume.from_array(data, "TYX")
+    prior = setting(1.0)[1]
+    assert measure_spread(moved, prior, repeats=range(1, 5), draws=6).factor > 1.3
+
+
+@pytest.mark.parametrize(("factor", "power"), [(1.0, 1.0), (0.8, 1.4), (1.6, 0.6)])
+def test_the_power_law_is_found(factor: float, power: float, rng: np.random.Generator) -> None:
+    """Errors that grow as a power of what is claimed: with repeats to some percent, and corrected in every bin."""
+    count, claimed = 60_000, 0.5
+    light = rng.uniform(3, 6, count)
+    std = claimed * np.exp(rng.normal(0, 0.5, count))
+    truth = Spread(factor, power, claimed=float(np.sqrt(np.mean(std**2))))
+    right = std * truth.of(std)
+    mean = light + right * rng.standard_normal(count)
+    found = compare(mean, np.stack([std**2] * 2), rng.poisson(10 * light) / 10, 10.0)
+    assert found.factor == pytest.approx(factor, rel=0.04)
+    assert abs(found.power - power) < 3 * found.power_uncertainty
+    assert found.power_uncertainty < 0.1
+    bins = np.array_split(np.argsort(std), 10)
+    mended = std * found.of(std)
+    ratios = [np.sqrt(np.mean((mean - light)[b] ** 2) / np.mean(mended[b] ** 2)) for b in bins]
+    assert np.abs(np.log(ratios)).max() < 0.08
+    plain = [np.sqrt(np.mean((mean - light)[b] ** 2) / np.mean(std[b] ** 2)) for b in bins]
+    assert (np.abs(np.log(plain)).max() > 0.3) == (power != 1)  # the control: without it the bins are wrong
+
+
+def test_where_the_data_cannot_tell_the_power_is_one(rng: np.random.Generator) -> None:
+    """A few voxels determine the factor alone."""
+    std = 1.2 * np.exp(rng.normal(0, 0.1, 400))
+    mean = 2 + std * rng.standard_normal(400)
+    found = compare(mean, np.stack([std**2] * 2), rng.poisson(2.0, 400).astype(float), 1.0)
+    assert abs(found.power - 1) < 0.5
+    assert 0.15 < found.power_uncertainty < 0.31
 
 
 def test_spread_widens_about_the_mean() -> None:
@@ -64,6 +115,20 @@ def test_spread_widens_about_the_mean() -> None:
     assert wide.history[-1]["spread"] == 1.5
 
 
+def test_a_power_widens_small_error_bars_more() -> None:
+    """Below one, small error bars grow by more than large ones; draws and quantiles follow them voxel by voxel."""
+    volume, prior = setting(1.0)
+    options = {"method": "samples", "draws": 4, "steps": 4, "outputs": ["mean", "std", "q90"]}
+    spread = Spread(1.2, 0.5, claimed=1.0)
+    plain, wide = (restore(volume, prior, spread=s, **options) for s in (1.0, spread))
+    a, b = (r.data.compute() for r in (plain, wide))
+    np.testing.assert_allclose(b[0], a[0], rtol=1e-5)
+    np.testing.assert_allclose(b[1], 1.2 * a[1] ** 0.5, rtol=1e-4)
+    np.testing.assert_allclose(b[2] - b[0], (b[1] / a[1]) * (a[2] - a[0]), rtol=1e-3, atol=1e-4)
+    assert wide.history[-1]["spread"] == spread.to_dict()
+    assert "1.697 where they were half as large as usual, 0.849 where twice" in spread.describe()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     volume, prior = setting(1.0)
     with pytest.raises(RestorationError, match="a stage below the noise"):
@@ -72,3 +137,8 @@ def test_what_does_not_fit_is_refused() -> None:
         measure_spread(volume, prior, exposure=1.0)
     with pytest.raises(RestorationError, match="a factor"):
         restore(volume, prior, method="samples", spread=0.0)
+    with pytest.raises(ValueError, match="powers above 0"):
+        Spread(1.0, power=-1.0)
+    for repeats in ([0], [3], [1, 1]):
+        with pytest.raises(RestorationError, match="name other time points than 0"):
+            measure_spread(setting(1.0, frames=3)[0], prior, repeats=repeats)

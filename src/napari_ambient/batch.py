@@ -24,6 +24,7 @@ from .choices import OutputType, PosteriorName, RestoreMethod
 from .volumes import Volume, VolumeError, iter_save_volume, open_volume
 
 if TYPE_CHECKING:
+    from .moments import Spread
     from .noise import NoiseModel
     from .operators import Operator
     from .prior import Prior
@@ -156,6 +157,7 @@ def restore_files(
     seed: int = 0,
     outputs: Sequence[str] = ("mean", "std"),
     recalibrate: bool = False,
+    still: bool = False,
     turns: int = 1,
     dtype: OutputType = "float32",
     prepare: Callable[[Volume], Volume] | None = None,
@@ -181,6 +183,8 @@ def restore_files(
         Says what the microscope did to the light of a volume.
     recalibrate : bool
         Check the error bars of each file by held-out photons, and widen or narrow them accordingly.
+    still : bool
+        The time points of each file show the same field, unmoved: check the error bars by them instead.
     prepare : callable, optional
         Changes a volume before it is restored, such as cutting holes into it; its noise is fitted before that.
     look : callable, optional
@@ -201,7 +205,8 @@ def restore_files(
     Raises
     ------
     ValueError
-        If the error bars are to be recalibrated where there are none, or behind an operator.
+        If the error bars are to be recalibrated where there are none, or behind an operator; or by time points
+        without being recalibrated.
     """
     from .noise_fit import fit_channels
     from .recalibration import measure_spread
@@ -212,6 +217,8 @@ def restore_files(
         raise ValueError(
             "error bars are recalibrated where draws are made and no blur or hole is undone; leave one of the two out"
         )
+    if still and not recalibrate:
+        raise ValueError("still time points are what error bars are recalibrated by; add recalibrate, or leave it out")
     clipping, told = Clipping(), ""
     settings: dict[str, Any] = {
         "method": method,
@@ -235,8 +242,12 @@ def restore_files(
         expected = restore(prior=prior, noise=model, **given(volume))
         measured = (["noise"] if noise == "fit" else []) + (["spread"] if recalibrate else [])
         found = other_settings(result, expected, leave_out=measured)
-        if recalibrate and not found and result.history[-1].get("spread", 1) == 1:
-            found.append("error bars not recalibrated")
+        if recalibrate and not found:
+            spread = result.history[-1].get("spread", 1)
+            if spread == 1:
+                found.append("error bars not recalibrated")
+            elif isinstance(spread, Mapping) and ("time points" in spread["source"]) != still:
+                found.append(f"error bars recalibrated by {spread['source']}")
         return found
 
     def checked(done: int, total: int) -> None:
@@ -249,16 +260,29 @@ def restore_files(
         models: list[NoiseModel] | None = fit_channels(volume) if noise == "fit" else None
         if look is not None:
             look(volume, models)
-        spread = 1.0
+        spread: float | Spread = 1.0
         if recalibrate:
             if volume.sizes.get("C", 1) > 1:
                 raise VolumeError(
                     "error bars are recalibrated for one channel at a time; choose the channel (--channel)"
                 )
             model = None if models is None else models[0]
-            found = measure_spread(volume, prior, noise=model, seed=seed, device=device, watch=checked)
-            spread = found.factor
-            told = f"error bars multiplied by {spread:.3f} ± {found.uncertainty:.3f} (held-out photons)"
+            frames = volume.sizes.get("T", 1)
+            if still and frames < 2:
+                raise VolumeError(
+                    f"{volume.name or 'the file'} has one time point, and none to check its error bars by; leave out "
+                    "--still (in Python still), or name the axes (--axes TYX)"
+                )
+            found = measure_spread(
+                volume,
+                prior,
+                noise=model,
+                repeats=range(1, frames) if still else (),
+                seed=seed,
+                device=device,
+                watch=checked,
+            )
+            spread, told = found, found.describe()
         return restore(
             prior=prior,
             noise=models,
@@ -328,7 +352,7 @@ _WORDS = {
     "prior_sha256": "prior",
     "noise": "noise model",
     "noise_from": "noise",
-    "spread": "recalibration of the error bars (factor)",
+    "spread": "recalibration of the error bars",
     "turns": "flips and quarter turns",
     "operator": "PSF, mask or pixel size",
     "posterior": "posterior method",

@@ -221,6 +221,7 @@ def restore(
     steps: Annotated[int, DRAWING] = 18,
     seed: Annotated[int, DRAWING] = 0,
     recalibrate: Annotated[bool, DRAWING] = False,
+    still: Annotated[bool, DRAWING] = False,
     psf: Annotated[Path | None, THROUGH] = None,
     psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
     mask: Annotated[Path | None, THROUGH] = None,
@@ -277,6 +278,9 @@ def restore(
         Seed of the draws: the same seed gives the same draws.
     recalibrate : bool
         Check the error bars of each file by photons held out from it, and widen or narrow them accordingly.
+    still : bool
+        With --recalibrate: the time points of each file show the same field, unmoved and not bleached. The first one's
+        error bars are checked by the others, which is much sharper.
     psf : Path
         Deconvolve: the image of a point (a bead) on voxels of the same size as those of the inputs.
     psf_is : str
@@ -308,6 +312,8 @@ def restore(
     check_optics(psf is not None, optics)
     if method != "samples" and recalibrate:
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
+    if still and not recalibrate:
+        raise ValueError("--still says by what the error bars are checked; add --recalibrate")
     if recalibrate and (psf is not None or optics.na is not None or mask is not None or finer != 1):
         raise ValueError("--recalibrate checks draws without --psf, --na, --mask and --finer; leave it or them out")
     if method != "mean" and turns > 1:
@@ -363,6 +369,7 @@ def restore(
         seed=seed,
         outputs=outputs or (("mean",) if method == "amortised" and loaded.posterior is None else ("mean", "std")),
         recalibrate=recalibrate,
+        still=still,
         turns=turns,
         dtype=dtype,
         prepare=prepare,

@@ -15,10 +15,16 @@ and since m is the best linear estimate, Cov(xᵢ, m) = Var m for each of them, 
 
     σ² = Σ (xᵢ - m)² / ((n - 1)(1 - r))
 
-`uncertainty.py` uses it for mean and standard deviation.
+`uncertainty.py` uses it for mean and standard deviation. `Spread` corrects the latter by a power law,
+
+    s' = f s (s / s₀)^(b - 1)
+
+which makes the spread that is claimed larger or smaller (f), and grow faster or slower with itself (b).
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +33,61 @@ Array = NDArray[np.float64]
 
 USUAL = -0.9  # correlation of mates where two draws cannot tell
 CLOSEST = -0.999
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A correction of error bars, and what the data said of them.
+
+    Parameters
+    ----------
+    factor : float
+        By how much the claimed standard deviation is to be multiplied where it is `claimed`; 1 where it is right.
+    power : float
+        How the right standard deviation grows with the claimed one: 1 in proportion; above 1 small ones are too large
+        beside large ones, below 1 too small.
+    error : float
+        Root mean square error of the mean of draws, photo-electrons, as the data measure it.
+    claimed : float
+        Root mean square of the claimed standard deviation, photo-electrons.
+    uncertainty, power_uncertainty : float
+        Standard errors of the factor and of the power.
+    source : str
+        What it was measured by, in words.
+    """
+
+    factor: float
+    power: float = 1.0
+    error: float = 0.0
+    claimed: float = 1.0
+    uncertainty: float = 0.0
+    power_uncertainty: float = 0.0
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        if not (0 < self.factor < 100 and 0 < self.power < 10 and 0 < self.claimed < np.inf):
+            raise ValueError(
+                f"spread has factor {self.factor}, power {self.power} and claimed {self.claimed}; factors of the "
+                "standard deviation are above 0 and below 100 (1: none), powers above 0 and below 10 (1: none)"
+            )
+
+    def of(self, std: NDArray[np.floating]) -> Array:
+        """Give the factor for each claimed standard deviation, photo-electrons; within 1/30 and 30 of `factor`."""
+        ratio = np.maximum(np.asarray(std, dtype=np.float64), 1e-12) / self.claimed
+        factors: Array = self.factor * np.clip(ratio ** (self.power - 1), 1 / 30, 30)
+        return factors
+
+    def to_dict(self) -> dict[str, float | str]:
+        """Give what a record needs."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Say it in words."""
+        said = f"error bars multiplied by {self.factor:.3f} ± {self.uncertainty:.3f}"
+        if self.power != 1:
+            low, high = (float(self.of(np.array([self.claimed * side]))[0]) for side in (0.5, 2.0))
+            said += f" ({low:.3f} where they were half as large as usual, {high:.3f} where twice)"
+        return f"{said}, by {self.source}"
 
 
 class Moments:

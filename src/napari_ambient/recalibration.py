@@ -1,28 +1,35 @@
-"""Are the error bars right on *these* data? A check by held-out photons that needs no clean image, and a correction.
+"""Are the error bars right on *these* data? A check that needs no clean image, and a correction.
 
-Split the measured photo-electrons into two independent parts, k = k₁ + k₂, k₁ the exposure p (`splitting.py`). Draws
-are made from k₁ alone; their mean m and variance s² claim an error of s² (1 + 1/K). The held-out k₂ measures it: for
-any m that has not seen k₂,
+Draws with mean m and variance s² claim an error of u = s² (1 + 1/K). An independent measurement h of the same light x,
+with exposure e, so that E h = x and Var h = x / e, tells what it is: for any m that has not seen h,
 
-    E[(k₂/(1-p) - m)² - k₂/(1-p)²] = E (x - m)²,
+    E[(h - m)² - h/e] = E (x - m)²
 
-because k₂ has mean and variance (1-p) x. So over many voxels
+It comes from the image itself by splitting its photo-electrons, k = k₁ + k₂ (`splitting.py`): draws are made from k₁
+alone, the exposure 1 - e, and h = k₂/e. Or, much more sharply, from other frames of the same still field: draws are
+made from one frame, h is the mean of e others. The right variance is then taken for a power of the claimed one,
 
-    spread² = Σ [(k₂/(1-p) - m)² - k₂/(1-p)²] / Σ s² (1 + 1/K)
+    E (x - m)² = a u^b
 
-is the factor by which the claimed variance is too small. ``restore(..., spread=...)`` widens the draws about their mean
-by its root, and the record says so. It is one number for a whole image, taken at the exposure p: it mends the size of
-the error bars, not their place.
+b by least squares over bins of voxels, a so that the sums of both sides over the image agree. The variance of a few
+draws is itself uncertain, and bins of it would mix voxels that are alike; so voxels are sorted by one half of the draws
+and u in each bin is the mean of the other half's, and the other way round. Bins are weighted by photon noise,
+Var (h - m)² = 2 (m/e + u)² + m/e³, and a Gaussian prior b ~ N(1, 0.3²) says what to do where the data cannot tell.
+`moments.Spread` keeps factor √(a u₀^(b-1)), at the mean u₀, and power b; ``restore(..., spread=...)`` widens the draws
+about their mean by them, and the record says so. It mends the size of the error bars, not their place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .devices import choose_device, free_memory
+from .moments import Moments, Spread
 from .noise import NoiseModel
 from .prior import Prior, place
 from .recorruption import Thinning, blur, to_photons, trusted
@@ -32,30 +39,14 @@ from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_call
 from .splitting import split
 from .volumes import Volume
 
+Array = NDArray[np.floating]
+
 CROP = 256
 """Largest side, voxels, of the part that is looked at."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What held-out photons say of the error bars.
-
-    Parameters
-    ----------
-    factor : float
-        By how much the claimed standard deviation is to be multiplied; 1 where it is right.
-    error : float
-        Root mean square error of the mean of draws, photo-electrons, as the held-out photons measure it.
-    claimed : float
-        Root mean square of the claimed standard deviation, photo-electrons.
-    uncertainty : float
-        Standard error of the factor.
-    """
-
-    factor: float
-    error: float
-    claimed: float
-    uncertainty: float
+USUAL = 0.3
+"""Standard deviation of the power's prior about 1."""
+BINS, FEWEST = 20, 100
+"""Bins of voxels with a like claim, and the fewest voxels in one."""
 
 
 def measure_spread(
@@ -65,6 +56,7 @@ def measure_spread(
     noise: NoiseModel | None = None,
     time: int = 0,
     channel: int = 0,
+    repeats: Sequence[int] = (),
     exposure: float = 0.7,
     draws: int = 8,
     steps: int = 18,
@@ -72,7 +64,7 @@ def measure_spread(
     device: torch.device | str | None = None,
     watch: Watch | None = None,
 ) -> Spread:
-    """Measure by held-out photons how wide the draws should be.
+    """Measure how wide the draws should be, by held-out photons or by other frames of the same field.
 
     Parameters
     ----------
@@ -84,10 +76,13 @@ def measure_spread(
         The camera's noise; the prior's own if left out.
     time, channel : int
         Which image; its middle, at most 256 voxels wide, is looked at.
+    repeats : sequence of int
+        Other time points of the volume that show the same field, unmoved and not bleached. They tell some ten times
+        more than photons held out of one frame; without them photons are held out.
     exposure : float
-        Share p of the photons that the draws see, 0.3 to 0.9.
+        Share of the photons that the draws see when photons are held out, 0.3 to 0.9.
     draws, steps, seed : int
-        As for `restore`.
+        As for `restore`; 4 draws or more.
     device : torch.device or str, optional
         Where to run.
     watch : callable, optional
@@ -100,16 +95,21 @@ def measure_spread(
     Raises
     ------
     RestorationError
-        If prior and data do not fit, or too few photons are held out to tell.
+        If prior and data do not fit, there is no such time point, or too few photons are there to tell.
     """
     if not prior.knows_below or not isinstance(prior.recorruption, Thinning):
         raise RestorationError(
-            "held-out photons tell only of priors of the thinning form with a stage below the noise (--below auto)"
+            "error bars are checked for priors of the thinning form with a stage below the noise (--below auto)"
         )
-    if not 0.3 <= exposure <= 0.9 or draws < 2:
-        raise RestorationError(f"exposure is {exposure} and draws {draws}; give 0.3 to 0.9, and 2 draws or more")
+    if not 0.3 <= exposure <= 0.9 or draws < 4:
+        raise RestorationError(f"exposure is {exposure} and draws {draws}; give 0.3 to 0.9, and 4 draws or more")
+    sizes = volume.sizes
+    frames = sizes.get("T", 1)
+    if any(not 0 <= t < frames or t == time for t in repeats) or len(set(repeats)) < len(repeats):
+        raise RestorationError(
+            f"repeats are {list(repeats)}; name other time points than {time}, each once, of the {frames} there are"
+        )
     chosen = choose_device(device)
-    sizes = dict(zip(volume.axes, volume.shape, strict=True))
     model = fit_to_frame(noise or prior.noise[min(channel, len(prior.noise) - 1)], (sizes["Y"], sizes["X"]))
     restorer = Restorer(
         volume, place(prior, chosen), (model,) * (channel + 1), np.dtype(np.float32), chosen, Clipping()
@@ -117,53 +117,123 @@ def measure_spread(
     depth, height, width = restorer.domain.shape
     rows, columns = (slice((n - min(n, CROP)) // 2, (n + min(n, CROP)) // 2) for n in (height, width))
     planes = slice(0, depth if prior.denoiser.arguments.dims == 3 else min(depth, prior.denoiser.arguments.channels))
-    values = restorer.read(time, channel, (planes, rows, columns))
-    good = torch.from_numpy(trusted(values, model, rows, columns))[None, None]
-    counts = torch.from_numpy(to_photons(values, model, rows, columns))[None, None]
+
+    def read(frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values = restorer.read(frame, channel, (planes, rows, columns))
+        return (
+            torch.from_numpy(to_photons(values, model, rows, columns))[None, None],
+            torch.from_numpy(trusted(values, model, rows, columns))[None, None],
+        )
+
+    counts, good = read(time)
     form = restorer.form
     assert isinstance(form, Thinning)
-    generator = torch.Generator().manual_seed(seed)
-    pilot = blur(counts.reshape(1, -1, *counts.shape[-2:]), 2.0).reshape(counts.shape)
-    first = split(
-        counts,
-        pilot,
-        torch.tensor(exposure),
-        read_variance=form.read_variance,
-        pulse_shape=form.pulse_shape,
-        generator=generator,
-    )
-    held = (counts - first) / (1 - exposure)
+    if repeats:
+        others = [read(frame) for frame in repeats]
+        seen, share = counts, 1.0
+        held, weight = torch.stack([k for k, _ in others]).mean(0), float(len(repeats))
+        counted = good & torch.stack([g for _, g in others]).all(0)
+        source = f"{len(repeats)} other time points"
+    else:
+        seen = split(
+            counts,
+            blur(counts.reshape(1, -1, *counts.shape[-2:]), 2.0).reshape(counts.shape),
+            torch.tensor(exposure),
+            read_variance=form.read_variance,
+            pulse_shape=form.pulse_shape,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        share, weight = exposure, 1 - exposure
+        held, counted, source = (counts - seen) / weight, good, "held-out photons"
     network = prior.denoiser.network
     shape, tile = tuple(counts.shape[-3:]), plan_tile(restorer, free_memory(chosen))
     calls = CallCount(watch, draws, steps * network_calls(prior.denoiser, shape, tile))
     tiled = TiledDenoiser(prior.denoiser, network_domain(network, shape), tile, chosen, calls)
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
-    lights = []
+    halves = Moments(mates=False), Moments(mates=False)
     with torch.inference_mode():
         for number in range(draws):
-            key = (seed, time, channel, number, 7)
-            light = first
+            light = seen
             for reached in posterior_draw(
                 form,
                 lambda x_t, sigma, **condition: tiled(x_t, sigma, **{**condition, "channel": min(channel, scales - 1)}),
-                first,
+                seen,
                 good,
                 steps=steps,
-                noise=keyed_noise(key),
-                shortest=exposure,
+                noise=keyed_noise((seed, time, channel, number, 7)),
+                shortest=share,
             ):
                 light = light if reached is None else reached
-            lights.append(light)
-    stack = torch.stack(lights).double()
-    mean, variance = stack.mean(dim=0), stack.var(dim=0) * (1 + 1 / draws)
-    squared = ((held - mean).square() - held / (1 - exposure))[good]
-    claimed = float(variance[good].mean())
-    error = float(squared.mean())
-    scatter = float(squared.std()) / len(squared) ** 0.5
-    if error <= 3 * scatter:
+            halves[number % 2].add(light.numpy())
+    where = counted.numpy()
+    return compare(
+        sum(half.count * half.mean()[where] for half in halves) / draws,
+        np.stack([np.square(half.std()[where]) * (1 + 1 / draws) for half in halves]),
+        held.numpy()[where],
+        weight,
+        source=source,
+    )
+
+
+def compare(mean: Array, claimed: Array, held: Array, exposure: float, *, source: str = "given") -> Spread:
+    """Compare the variances that draws claim with the error that an independent measurement shows.
+
+    Parameters
+    ----------
+    mean : ndarray, shape (N,)
+        Mean of draws, photo-electrons.
+    claimed : ndarray, shape (2, N)
+        Variance that they claim for it, by two independent halves of the draws.
+    held : ndarray, shape (N,)
+        The same light measured independently, of variance light / `exposure`.
+    exposure : float
+        See `held`, above 0.
+    source : str
+        What it was measured by, in words.
+
+    Returns
+    -------
+    Spread
+
+    Raises
+    ------
+    RestorationError
+        If the measurement cannot tell.
+    """
+    squared = np.square(held - mean) - held / exposure
+    error, usual = float(squared.mean()), float(claimed.mean())
+    scatter = float(squared.std(ddof=1)) / len(squared) ** 0.5
+    if error <= 3 * scatter or len(squared) < FEWEST:
         raise RestorationError(
-            f"the held-out photons cannot tell: mean squared error {error:.3g} ± {scatter:.2g} photo-electrons²; take "
-            "a larger image"
+            f"the {source} cannot tell: mean squared error {error:.3g} ± {scatter:.2g} photo-electrons²; take a larger "
+            "image, or more frames of the same field"
         )
-    factor = (error / claimed) ** 0.5
-    return Spread(factor, error**0.5, claimed**0.5, factor * scatter / (2 * error))
+    light = np.maximum(mean, 0.05 * max(float(mean.mean()), 1e-6))
+    scale, ours, theirs = [], [], []
+    for sorting, other in (claimed, claimed[::-1]):
+        for part in np.array_split(np.argsort(sorting), min(BINS, len(squared) // FEWEST)):
+            u = float(other[part].mean())
+            noise = float((2 * np.square(light[part] / exposure + u) + light[part] / exposure**3).mean())
+            scale.append(noise / len(part) * 2)  # each voxel is in two bins
+            ours.append(math.log(max(u / usual, 1e-6)))
+            theirs.append(float(squared[part].mean()))
+    weight, logarithm, measured = 1 / np.array(scale), np.array(ours), np.array(theirs)
+    powers = np.linspace(0.2, 3.0, 141)
+    losses = []
+    for power in powers:
+        basis = np.exp(power * logarithm)
+        explained = float((weight * basis * measured).sum()) ** 2 / float((weight * basis**2).sum())
+        losses.append(((power - 1) / USUAL) ** 2 - explained)
+    least = int(np.clip(np.argmin(losses), 1, len(powers) - 2))
+    curve = (losses[least - 1] - 2 * losses[least] + losses[least + 1]) / (powers[1] - powers[0]) ** 2
+    power = float(round(powers[least], 2))
+    factor = (error / usual / float(np.exp(power * logarithm).mean())) ** 0.5
+    return Spread(
+        factor=factor,
+        power=power,
+        error=error**0.5,
+        claimed=usual**0.5,
+        uncertainty=factor * scatter / (2 * error),
+        power_uncertainty=float(2 / max(curve, 1e-12)) ** 0.5,
+        source=source,
+    )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .choices import RestoreMethod
 from .devices import choose_device, free_memory
+from .moments import Spread
 from .networks.turns import GROUPS
 from .noise import NoiseModel
 from .operators import Identity, Operator
@@ -47,7 +48,7 @@ def restore(
     steps: int = 18,
     seed: int = 0,
     outputs: Sequence[str] = ("mean", "std"),
-    spread: float = 1.0,
+    spread: float | Spread = 1.0,
     turns: int = 1,
     work: str | Path | None = None,
     dtype: Literal["float32", "input"] = "float32",
@@ -87,9 +88,9 @@ def restore(
     outputs : sequence of str
         What to give of the draws, as channels of the result: "mean", "std" (the error bar), quantiles in per cent such
         as "q05" and "q95", and "draws" (each draw).
-    spread : float
-        Widens the draws about their mean: the factor that `recalibration.measure_spread` found for such data. Written
-        into the history.
+    spread : float or Spread
+        Widens the draws about their mean: what `recalibration.measure_spread` found for such data, or a factor.
+        Written into the history.
     turns : {1, 2, 4, 8}
         Average the mean (``method="mean"``) over so many flips and quarter turns of the plane, at so many times the
         cost: a little sharper. 8 needs voxels that are square in the plane.
@@ -229,7 +230,8 @@ def restore(
             {"gain": float(np.median(m.gain)), "zero": float(np.median(m.zero)), "fitted": m.method} for m in models
         ],
         "seed": prior.record.config.get("seed") if method == "mean" else seed,
-        **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs), "spread": spread}),
+        **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs)}),
+        **({} if method == "mean" else {"spread": spread.to_dict() if isinstance(spread, Spread) else spread}),
         **({"turns": turns} if turns > 1 else {}),
         **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
         "dtype": str(out),

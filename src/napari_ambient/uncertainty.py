@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .amortised import evidence
 from .devices import free_memory
-from .moments import Moments
+from .moments import Moments, Spread
 from .operators import Identity, Mask, Operator
 from .posterior import (
     DRAWS,
@@ -118,7 +118,7 @@ class DrawRestorer:
         What the microscope did to the light; draws are of what was before it.
     posterior : str
         Posterior method for an operator other than Identity.
-    spread : float
+    spread : Spread or float
         Widens the draws about their mean (`recalibration.py`).
     amortised : bool
         Draw by the prior's own posterior, trained for this operator, in one call.
@@ -138,7 +138,7 @@ class DrawRestorer:
         work: Path | None,
         operator: Operator | None = None,
         posterior: MethodName = "split_gibbs",
-        spread: float = 1.0,
+        spread: float | Spread = 1.0,
         amortised: bool = False,
         watch: Watch | None = None,
     ) -> None:
@@ -147,8 +147,12 @@ class DrawRestorer:
         self.restorer, self.draws, self.steps, self.seed = restorer, draws, steps, seed
         self.outputs, self.tile, self.work = tuple(outputs), tile, work
         self.labels = [label for output in outputs for label in output.labels(draws)]
-        if not 0 < spread < 100:
-            raise RestorationError(f"spread is {spread}; it is a factor of the standard deviation, above 0 (1: none)")
+        if not isinstance(spread, Spread):
+            if not 0 < spread < 100:
+                raise RestorationError(
+                    f"spread is {spread}; it is a factor of the standard deviation, above 0 (1: none)"
+                )
+            spread = Spread(spread)
         self.spread = spread
         if steps < 2 or seed < 0:
             raise RestorationError(f"steps is {steps} and seed {seed}; give 2 steps or more, and a seed of 0 or more")
@@ -198,6 +202,8 @@ class DrawRestorer:
             if keep:
                 kept.append(draw)
         total = moments.mean()
+        std = moments.std() if any(o.name != "mean" for o in self.outputs) and moments.count > 1 else total
+        spread = self.spread.factor if std is total else self.spread.of(std)
         zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
         if shape != measured and (np.ndim(zero) or np.ndim(gain)):
             raise RestorationError(
@@ -209,13 +215,13 @@ class DrawRestorer:
             if output.name == "mean":
                 results.append(zero + gain * total)
             elif output.name == "std":
-                results.append(gain * self.spread * moments.std())
+                results.append(gain * spread * std)
             elif output.name == "draws":
-                results.extend(zero + gain * (total + self.spread * (draw - total)) for draw in kept)
+                results.extend(zero + gain * (total + spread * (draw - total)) for draw in kept)
             else:
                 assert output.quantile is not None
                 quantile = np.quantile(np.stack(kept), output.quantile, axis=0)
-                results.append(zero + gain * (total + self.spread * (quantile - total)))
+                results.append(zero + gain * (total + spread * (quantile - total)))
         return np.stack([np.asarray(r, dtype=np.float32) for r in results])
 
     def _operator(self, planes: slice) -> Operator:
