@@ -376,11 +376,19 @@ def poisson_quantile(rate: Tensor, z: Tensor) -> Tensor:
         logarithm = expected.clamp_min(1e-30).log()
         above = torch.special.erfc(z[few] / math.sqrt(2)) / 2  # ndtr(-z) loses its digits in the tail
         tail, number = torch.zeros_like(expected), torch.zeros_like(expected)
-        for k in range(MOST, 0, -1):
+        for k in range(_most(float(expected.max())), 0, -1):
             tail += torch.exp(k * logarithm - expected - math.lgamma(k + 1))  # P(K ≥ k)
             number += above < tail
         counts[few] = number
     return counts
+
+
+def _most(rate: float) -> int:
+    """Give a number of photo-electrons that an expectation below `FEW` exceeds with a probability below 1e-18."""
+    logarithm, k = math.log(max(rate, 1e-30)), math.ceil(rate) + 1
+    while k < MOST and k * logarithm - rate - math.lgamma(k + 1) > math.log(1e-19):
+        k += 1
+    return k
 
 
 def _check_descending(sigmas: Sequence[float]) -> None:
