@@ -3,11 +3,12 @@
 Draws with mean m and variance s² claim an error of u = s² (1 + 1/K). An independent measurement h of the same light x,
 with exposure e, so that E h = x and Var h = x / e, tells what it is: for any m that has not seen h,
 
-    E[(h - m)² - h/e] = E (x - m)²
+    E[(h - m)² - v] = E (x - m)²,        v = h/e
 
 It comes from the image itself by splitting its photo-electrons, k = k₁ + k₂ (`splitting.py`): draws are made from k₁
 alone, the exposure 1 - e, and h = k₂/e. Or, much more sharply, from other frames of the same still field: draws are
-made from one frame, h is the mean of e others. The right variance is then taken for a power of the claimed one,
+made from one frame, h is the mean of e others, and v their own sample variance over e, which asks no noise model. The
+right variance is then taken for a power of the claimed one,
 
     E (x - m)² = a u^b
 
@@ -131,7 +132,9 @@ def measure_spread(
     if repeats:
         others = [read(frame) for frame in repeats]
         seen, share = counts, 1.0
-        held, weight = torch.stack([k for k, _ in others]).mean(0), float(len(repeats))
+        stack, weight = torch.stack([k for k, _ in others]), float(len(repeats))
+        held = stack.mean(0)
+        own = (stack.var(0) if len(repeats) > 1 else held) / weight
         counted = good & torch.stack([g for _, g in others]).all(0)
         source = f"{len(repeats)} other time points"
     else:
@@ -145,6 +148,7 @@ def measure_spread(
         )
         share, weight = exposure, 1 - exposure
         held, counted, source = (counts - seen) / weight, good, "held-out photons"
+        own = held / weight
     network = prior.denoiser.network
     shape, tile = tuple(counts.shape[-3:]), plan_tile(restorer, free_memory(chosen))
     calls = CallCount(watch, draws, steps * network_calls(prior.denoiser, shape, tile))
@@ -170,12 +174,13 @@ def measure_spread(
         sum(half.count * half.mean()[where] for half in halves) / draws,
         np.stack([np.square(half.std()[where]) * (1 + 1 / draws) for half in halves]),
         held.numpy()[where],
+        own.numpy()[where],
         weight,
         source=source,
     )
 
 
-def compare(mean: Array, claimed: Array, held: Array, exposure: float, *, source: str = "given") -> Spread:
+def compare(mean: Array, claimed: Array, held: Array, own: Array, exposure: float, *, source: str = "given") -> Spread:
     """Compare the variances that draws claim with the error that an independent measurement shows.
 
     Parameters
@@ -186,6 +191,8 @@ def compare(mean: Array, claimed: Array, held: Array, exposure: float, *, source
         Variance that they claim for it, by two independent halves of the draws.
     held : ndarray, shape (N,)
         The same light measured independently, of variance light / `exposure`.
+    own : ndarray, shape (N,)
+        An unbiased estimate of that variance.
     exposure : float
         See `held`, above 0.
     source : str
@@ -200,7 +207,7 @@ def compare(mean: Array, claimed: Array, held: Array, exposure: float, *, source
     RestorationError
         If the measurement cannot tell.
     """
-    squared = np.square(held - mean) - held / exposure
+    squared = np.square(held - mean) - own
     error, usual = float(squared.mean()), float(claimed.mean())
     scatter = float(squared.std(ddof=1)) / len(squared) ** 0.5
     if error <= 3 * scatter or len(squared) < FEWEST:

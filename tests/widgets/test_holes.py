@@ -97,6 +97,21 @@ def test_a_mask_that_is_none_is_said(viewer: Any, qtbot: Any, kind: str) -> None
     assert words.isHidden()
 
 
+@pytest.mark.parametrize("kind", ["train", "restore"])
+def test_whole_numbers_have_no_nan(viewer: Any, qtbot: Any, kind: str) -> None:
+    """Without a mask nothing would be filled in; it says what to do, and nothing of an image that may have NaN."""
+    _, mask, _, words = forms(viewer, kind)
+    assert "paint what is missing on a new Labels layer" in words.text()
+    assert not words.isHidden()
+    labels = viewer.add_labels(PAINTED, name="holes")
+    mask.choose(labels)
+    qtbot.waitUntil(lambda: words.text().startswith("3.1 %"), timeout=WAIT)
+    mask.setCurrentIndex(0)
+    assert "paint what is missing" in words.text()
+    viewer.layers["cells"].data = np.full((3, 64, 64), np.nan, np.float32)
+    assert words.text() == ""
+
+
 @pytest.mark.parametrize(
     ("share", "words"),
     [(0.032, "3.2 %"), (0.5, "50 %"), (1e-6, "Less than 0.01 %"), (0.97, "97 %"), (0.999, "99.90 %"), (1.0, "99.99 %")],

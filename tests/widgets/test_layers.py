@@ -8,12 +8,14 @@ import dask.array as da
 import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points, Shapes
+from napari.layers.utils.stack_utils import stack_to_images
 
 from napari_ambient import restore
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._layers import (
     METADATA,
     LayerError,
+    channel_number,
     crop,
     describe_axes,
     known_axes,
@@ -22,6 +24,7 @@ from napari_ambient.widgets._layers import (
     possible_axes,
     rectangle,
     remember_axes,
+    settle,
     show_in,
     volume_from_layer,
     voxel_size_of,
@@ -245,6 +248,46 @@ def test_a_channel_keeps_its_number_in_the_file() -> None:
     assert volume_from_layer(layer).channel(1).first_channel == 1
     cut = crop(two_channels(), {"C": slice(1, 2)})
     assert (cut.first_channel, cut.channel_names) == (1, ("tubulin",))
+
+
+@pytest.mark.parametrize("axes", ["CYX", "CZYX", "TCYX", "CTZYX"])
+def test_a_part_of_a_split_stack_knows_what_it_is(axes: str) -> None:
+    """By napari's own splitting, once or twice; the values are those of the volume's channel."""
+    sizes = {"C": 3, "T": 2, "Z": 4, "Y": 12, "X": 10}
+    counts = np.random.default_rng(6).poisson(6.0, [sizes[axis] for axis in axes]).astype(np.uint16)
+    names = ("dna", "actin", "tubulin")
+    volume = Volume.from_array(counts, axes, channel_names=names, name="cell", voxel_size={"Y": 0.2, "X": 0.2})
+    volume = volume.replace(first_channel=1)
+    data, arguments = layer_arguments(volume, None, name="cell layer 7", axes=None)
+    order = arguments["metadata"][METADATA]["axes"]
+    parts = stack_to_images(Image(np.asarray(data), **arguments), 0)
+    if order[0] == "T":
+        assert known_axes(parts[1]) == order[1:]
+        assert volume_from_layer(parts[1]).channel_names == names
+        parts = stack_to_images(parts[1], 0)
+        order = order[1:]
+        volume = volume.replace(data=volume.data[1:2])
+    for c, part in enumerate(parts):
+        for _ in range(2):
+            found = volume_from_layer(part)
+            assert (found.axes, found.first_channel, found.channel_names) == (order[1:], 1 + c, names[c : c + 1])
+            assert channel_number(part) == 1 + c
+            assert found.voxel_size["X"] == 0.2
+            np.testing.assert_array_equal(found.data, volume.channel(c).data.reshape(found.shape))
+            settle(part)
+            part.name = "fibres"  # known from now on, whatever it is named
+
+
+def test_a_part_that_was_renamed_is_asked_for() -> None:
+    data, arguments = layer_arguments(two_channels(), None, name="cell")
+    for name, axes in (("fibres", None), ("layer 1", None), ("x layer 1 [1]", "YX"), ("x layer 1", "YX")):
+        part = stack_to_images(Image(np.stack([np.asarray(data)] * 2), name="x"), 0)[1]
+        part.metadata[METADATA] = {**arguments["metadata"][METADATA], "axes": "TCYX"}
+        part.name = name
+        assert known_axes(part) == (None if axes is None else f"C{axes}")
+    whole = Image(np.asarray(data), **{**arguments, "name": "cell layer 1"})
+    assert known_axes(whole) == "CYX"  # nothing was split off
+    assert channel_number(whole) is None
 
 
 def test_the_layer_of_a_channel_has_the_draws_of_the_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from napari.layers import Image
+from napari.layers import Image, _layer_actions
 from qtpy.QtCore import Qt
 
 from napari_ambient import open_volume, restore, train
@@ -27,9 +28,10 @@ from napari_ambient.recalibration import measure_spread
 from napari_ambient.restoration import restore_part, take_output
 from napari_ambient.restorer import RestorationError
 from napari_ambient.train_config import TrainConfig
+from napari_ambient.volumes import Volume
 from napari_ambient.widgets import _psf
 from napari_ambient.widgets import restore as module
-from napari_ambient.widgets._layers import METADATA, volume_from_layer
+from napari_ambient.widgets._layers import METADATA, layer_arguments, volume_from_layer
 from napari_ambient.widgets._session import priors_of
 from napari_ambient.widgets._settings import Settings
 from napari_ambient.widgets.restore import RestoreWidget
@@ -391,9 +393,74 @@ def test_a_prior_of_several_channels(form: RestoreWidget, press: Callable[..., l
     (alone,) = press(form)
     priors_of(form.viewer).add("two", two)
     assert not form.channels.isHidden()
+    assert form.channel.currentText() == "dna"
+    assert "does not say which channel it is: it is taken for “dna”" in form.which.text()
     form.channel.setCurrentText("actin")
+    form.channel.activated.emit(1)  # as a click does
+    assert form.which.text() == ""
+    form.refit.click()
+    assert form.channel.currentText() == "actin"  # what was chosen stays
+    form.refit.click()
     (layer,) = press(form)
     np.testing.assert_allclose(layer.data, alone.data, rtol=1e-5)
+
+
+def test_the_parts_of_a_split_stack_are_the_channels_they_were(
+    form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any
+) -> None:
+    """Split Stack forgets the channel; it is told by what was noted in the stack, and each has its own noise."""
+    two = make_prior()
+    denoiser = Denoiser(UNet(two.denoiser.arguments), [Scale(4.9, 1.5), Scale(20.0, 3.0)])
+    denoiser.load_state_dict({**two.denoiser.state_dict(), "scales": denoiser.state_dict()["scales"]})
+    denoiser.eval().requires_grad_(False)
+    noise = NOISE, NoiseModel(gain=4.0, intercept=-400.0, photons=6.0)
+    two = replace(two, denoiser=denoiser, noise=noise, record=replace(two.record, channel_names=("dna", "actin")))
+    counts = np.stack([noisy(), noisy(gain=4.0)])
+    volume = Volume.from_array(counts, "CZYX", channel_names=("dna", "actin"), name="cell")
+    data, arguments = layer_arguments(volume, None, name="cell")
+    stack = viewer.add_image(np.asarray(data), **arguments)
+    viewer.layers.selection = {stack}
+    _layer_actions._split_stack(viewer.layers)  # what the menu calls
+    priors_of(viewer).add("two", two)
+    dna, actin = viewer.layers["cell layer 0"], viewer.layers["cell layer 1"]
+    form.source.box.choose(actin)
+    assert form.source.axes == "ZYX"
+    assert form.channel.currentText() == "actin"
+    assert form.which.text() == ""
+    form.source.box.choose(dna)
+    assert form.channel.currentText() == "dna"
+    form.others.click()
+    made = {layer.name: layer for layer in press(form)}
+    assert "cell layer 0 as “dna”; cell layer 1 as “actin”" in form.message.text()
+    for c, layer in enumerate((dna, actin)):
+        expected = restore(volume.channel(c), two.channel(c), device="cpu").data.compute()
+        np.testing.assert_allclose(made[f"{layer.name} restored"].data, expected, rtol=1e-5)
+    # negative control: as the other channel it would be another image
+    wrong = restore(volume.channel(1), two.channel(0), device="cpu").data.compute()
+    assert np.abs(made["cell layer 1 restored"].data - wrong).max() > 1
+    # one that was renamed before anybody looked is asked for
+    actin.metadata[METADATA] = dict(stack.metadata[METADATA])
+    actin.name = "fibres"
+    form.source.box.choose(actin)
+    assert form.source.axes is None
+
+
+@pytest.mark.filterwarnings("default::napari_ambient.restoration.RestorationWarning")
+def test_what_the_library_warns_of_is_said_in_the_form(
+    form: RestoreWidget, press: Callable[..., list[Any]], prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hot pixels of another chip; with the noise fitted anew there is nothing to be said."""
+    monkeypatch.setattr(warnings, "showwarning", lambda *_: None)
+    priors_of(form.viewer).add("hot", replace(prior, noise=(replace(NOISE, hot_pixels=np.ones((8, 8), bool)),)))
+    press(form)
+    done, warning = form.message.text().splitlines()
+    assert done.startswith("Restored in")
+    assert warning.startswith("⚠ 64 hot pixels are known")
+    assert warning.endswith("(by a click on “Fit the noise anew”, or noise “fitted to each file”)")
+    form.refit.click()
+    press(form)
+    assert "hot pixels" not in form.message.text()
+    assert "⚠" not in form.message.text()
 
 
 def test_it_says_where_prior_and_data_do_not_fit(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:

@@ -21,7 +21,7 @@ from napari_ambient.sample_sheet import training_crops
 from napari_ambient.widgets import _psf
 from napari_ambient.widgets._layers import volume_from_layer
 from napari_ambient.widgets._session import priors_of
-from napari_ambient.widgets.sample import COMPUTING, VERDICTS, SampleWidget
+from napari_ambient.widgets.sample import COMPUTING, MARGIN, VERDICTS, SampleWidget
 
 LEFT = Qt.MouseButton.LeftButton
 WAIT = 30_000
@@ -100,6 +100,24 @@ def test_a_sheet_at_one_contrast(sample: SampleWidget, viewer: Any, qtbot: Any) 
     assert crops.extent.world[0][0] == new.extent.world[0][0]
     assert new.metadata["napari_ambient"]["provenance"]["action"] == "sample"
     assert "hidden, not removed" in sample.message.text()
+
+
+def test_the_view_is_on_the_sheet(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:
+    """Not on a large layer that is hidden."""
+    big = viewer.add_image(np.zeros((600, 600), np.uint8), name="big", scale=(0.1, 0.1), units="micrometer")
+    viewer.reset_view()
+    far = viewer.scene.camera.zoom
+    sample.count.setValue(4)
+    qtbot.mouseClick(sample.draw, LEFT)
+    qtbot.waitUntil(lambda: sample._job is None, timeout=WAIT)
+    assert not big.visible
+    near, centre = viewer.scene.camera.zoom, viewer.scene.camera.center[-2:]
+    assert near > 2 * far
+    for layer in [layer for layer in viewer.layers if not layer.visible]:
+        viewer.layers.remove(layer)
+    viewer.reset_view(margin=MARGIN)  # what napari does where there is nothing else
+    assert viewer.scene.camera.zoom == pytest.approx(near, rel=0.05)  # the titles are layers too
+    np.testing.assert_allclose(viewer.scene.camera.center[-2:], centre, atol=0.2)
 
 
 def test_drawing_again_replaces_the_sheet(sample: SampleWidget, viewer: Any, qtbot: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from napari.components._viewer_key_bindings import toggle_theme
 from napari.settings import get_settings
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QRect, Qt
@@ -18,8 +19,10 @@ from napari_ambient.noise import NoiseModel
 from napari_ambient.widgets import _run
 from napari_ambient.widgets._file_table import STATE, FileTable
 from napari_ambient.widgets._forms import _Fold
+from napari_ambient.widgets._plots import LossPlot
 from napari_ambient.widgets._run import Message
 from napari_ambient.widgets._theme import Meaning, accent_style, contrast, signal_colour
+from napari_ambient.widgets._training_job import Point
 
 READABLE = 4.5
 """Least contrast of text (W3C, Web Content Accessibility Guidelines 2.1, 1.4.3)."""
@@ -66,6 +69,19 @@ def test_the_main_button_can_be_read_and_follows_the_theme(name: str, theme: str
     assert contrast(ground, text) >= READABLE
     assert ground == rgb(get_theme(theme).current.as_hex())
     qtbot.waitUntil(lambda: _run._running <= before, timeout=30_000)
+
+
+def test_the_shortcut_changes_the_windows_theme_alone(viewer: Any, qtbot: Any) -> None:
+    """Ctrl+Shift+T of napari leaves its settings as they are; sentences must be read all the same."""
+    message = Message()
+    viewer.window.add_dock_widget(message, name="words")
+    message.warn("dim")
+    settings = get_settings().appearance.theme
+    for _ in range(2):
+        toggle_theme(viewer)
+        assert get_settings().appearance.theme == settings
+        assert signal_colour("warning", viewer.theme) in message.styleSheet()
+    assert viewer.theme == settings  # it was the other one in between
 
 
 def test_sentences_and_states_change_with_the_theme(qtbot: Any) -> None:
@@ -119,3 +135,12 @@ def test_nothing_is_cut_at_the_side(name: str, viewer: Any, qtbot: Any) -> None:
                 assert part.width() >= wanted, part.text()
     qtbot.waitUntil(lambda: _run._running <= before, timeout=30_000)
     viewer.window._qt_window.hide()
+
+
+def test_an_empty_plot_shows_no_fractions_of_steps(qtbot: Any) -> None:
+    plot = LossPlot()
+    qtbot.addWidget(plot)
+    plot.clear(100)
+    assert not plot.axes["bottom"].style["showValues"]
+    plot.add([Point(5, {"ambient": -1.0}, None)])
+    assert plot.axes["bottom"].style["showValues"]

@@ -156,7 +156,7 @@ def read_zarr(path: str) -> list[LayerData]:
 
 def _layers(levels: list[Volume], name: str) -> list[LayerData]:
     """Give one layer per channel, as napari shows channels."""
-    from napari_ambient.widgets._layers import layer_arguments
+    from napari_ambient.widgets._layers import METADATA, layer_arguments
 
     count = levels[0].sizes.get("C", 1)
     layers: list[LayerData] = []
@@ -169,6 +169,7 @@ def _layers(levels: list[Volume], name: str) -> list[LayerData]:
             data = [part.data for part in parts]
             arguments["multiscale"] = True
         if count > 1:
+            arguments["metadata"][METADATA]["first_channel"] = parts[0].first_channel
             arguments |= {"blending": "additive", "colormap": ("cyan", "magenta", "yellow", "green", "red")[c % 5]}
         layers.append((data, arguments, "image"))
     return layers

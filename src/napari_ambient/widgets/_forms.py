@@ -41,6 +41,7 @@ from napari_ambient.widgets._layers import (
     layer_to_start_with,
     possible_axes,
     remember_axes,
+    settle,
     volume_from_layer,
     voxel_size_of,
 )
@@ -388,6 +389,7 @@ class SourceForm(QWidget):
             self._fill_axes([], None)
             self._show_fields()
             return
+        settle(layer)
         events = layer.events
         self._shown = Followed(
             self, (events.scale, events.units, events.axis_labels, events.data), self._show_layer_again

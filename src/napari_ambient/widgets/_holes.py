@@ -25,6 +25,10 @@ WAIT = 300
 """Milliseconds without a stroke or a choice until the voxels are counted."""
 MOST = 0.5
 """Share of missing voxels from which the mask is likely meant the other way round."""
+NO_NAN = (
+    "No voxel of this image is NaN, for it holds whole numbers: paint what is missing on a new Labels layer (the label "
+    "button above the layer list), and choose that layer here."
+)
 
 
 def holes_box() -> QComboBox:
@@ -104,6 +108,8 @@ class MissingWords(Message):
         self.say("")
         if self._mask.layer is not None:
             self._painted()
+        elif self._wanted and self._volume is not None and self._volume.dtype.kind not in "fc":
+            self.warn(NO_NAN)
 
     def _count(self) -> None:
         layer, volume, painted = self._mask.layer, self._volume, bool(self._holes.currentData())

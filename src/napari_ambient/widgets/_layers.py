@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 METADATA = "napari_ambient"
 """Key in a layer's metadata under which its axes, channel names, number in its file and history stand."""
+
+_PART = re.compile(r" layer (\d+)(?: \[\d+\])?")
+"""What napari's “Split Stack” appends to the name of a part; the brackets where the name was taken."""
+_PARTS = re.compile(rf"(?:{_PART.pattern})+$")
 
 _WORDS = {
     "t": "T", "time": "T", "frame": "T", "frames": "T",
@@ -78,6 +83,58 @@ def layer_to_start_with(viewer: Viewer) -> Image | None:
     return next((layer for layer in candidates if layer is active), candidates[0] if candidates else None)
 
 
+# ------------------------------------------------------------------------------------------- what is noted
+
+
+def _noted(layer: Layer) -> Mapping[str, Any]:
+    """Give what is noted in a layer; of one that napari's “Split Stack” made, what holds of this part.
+
+    napari copies the stack's notes to each part, takes the first axis away, and names it "stack layer 1". Who has
+    renamed it is asked.
+    """
+    own = layer.metadata.get(METADATA)
+    if not isinstance(own, Mapping):
+        return {}
+    axes, parts = own.get("axes"), _PARTS.search(layer.name)
+    if not isinstance(axes, str) or parts is None:
+        return own
+    gone = len(axes) - layer.ndim
+    numbers = [int(number) for number in _PART.findall(parts.group())]
+    if not 0 < gone <= len(numbers):
+        return own
+    noted = {**own, "axes": axes[gone:]}
+    for axis, number in zip(axes, numbers[-gone:], strict=False):
+        if axis == "C":
+            names = own.get("channel_names", ())
+            noted["first_channel"] = int(own.get("first_channel", 0)) + number
+            noted["channel_names"] = list(names[number : number + 1])
+    return noted
+
+
+def settle(layer: Layer) -> None:
+    """Note in a part of a split stack what holds of it, so that it stays known whatever the layer is named later.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any layer.
+    """
+    if noted := _noted(layer):
+        layer.metadata[METADATA] = dict(noted)
+
+
+def channel_number(layer: Layer) -> int | None:
+    """Give the number, from 0, that the channel of a layer has in its file; None where nothing says it.
+
+    Parameters
+    ----------
+    layer : Layer
+        Of one channel.
+    """
+    number = _noted(layer).get("first_channel")
+    return int(number) if isinstance(number, int) else None
+
+
 # ------------------------------------------------------------------------------------------- axes
 
 
@@ -97,8 +154,7 @@ def known_axes(layer: Image) -> str | None:
     """
     if layer.ndim == 2:
         return "YX"
-    own = layer.metadata.get(METADATA)
-    stated = [own.get("axes")] if isinstance(own, Mapping) else []
+    stated = [_noted(layer).get("axes")]
     stated += [layer.metadata.get("axes"), _labelled(layer)]
     for axes in stated:
         if isinstance(axes, str) and len(axes) == layer.ndim and _allowed(axes.upper()):
@@ -271,8 +327,7 @@ def volume_from_layer(
         raise LayerError(f"{layer.name} ({sizes}) does not say what its axes are; choose one of {', '.join(possible)}")
     if axes not in possible:
         raise LayerError(f"axes {axes!r} do not fit {layer.name}; choose one of {', '.join(possible)}")
-    own = layer.metadata.get(METADATA)
-    own = own if isinstance(own, Mapping) else {}
+    own = _noted(layer)
     size = voxel_size_of(layer, axes)
     size |= {axis: step for axis, step in (voxel_size or {}).items() if axis in size}
     try:

@@ -111,6 +111,7 @@ class LossPlot(_Plot):
             self.view.removeItem(curve)
         self._curves = {}
         self.words.setText("")
+        self.axes["bottom"].setStyle(showValues=False)  # there are no fractions of steps, which an empty plot shows
 
     @property
     def names(self) -> list[str]:
@@ -141,6 +142,7 @@ class LossPlot(_Plot):
             shown = np.asarray(values[::-1][::every][::-1])
             low, high = _range(shown)
             self._curve(name).setData(x, (shown - low) / (high - low))
+        self.axes["bottom"].setStyle(showValues=bool(self._values))
         self._say()
 
     def _curve(self, name: str) -> pyqtgraph.PlotDataItem:

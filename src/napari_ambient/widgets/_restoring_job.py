@@ -26,6 +26,7 @@ from napari_ambient.widgets._run import Turn
 
 if TYPE_CHECKING:
     from napari_ambient.compatibility import Misfit
+    from napari_ambient.moments import Spread
     from napari_ambient.noise import NoiseModel
     from napari_ambient.prior import Prior
 
@@ -55,12 +56,15 @@ class Item:
         Where the result goes if it is too large for the memory.
     measured : callable or None
         Reads where something was measured (True); None: everywhere but at NaN.
+    channel : int or None
+        Which of the prior's channels it is; None: all.
     """
 
     volume: Volume
     part: Mapping[str, slice]
     path: Path
     measured: Callable[[], NDArray[np.bool_]] | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,6 @@ class Task:
         The prior.
     items : tuple of Item
         The images.
-    channel : int or None
-        Which of the prior's channels to use; None: all.
     refit : bool
         Fit the noise of each image anew.
     through : {"nothing", "psf", "holes", "both"}
@@ -101,7 +103,6 @@ class Task:
 
     prior: Prior
     items: tuple[Item, ...]
-    channel: int | None = None
     refit: bool = False
     through: Undone = "nothing"
     psf: NDArray[Any] | None = None
@@ -224,7 +225,6 @@ def restore_job(
     from napari_ambient.noise_fit import fit_channels
 
     begin = time.perf_counter()
-    prior = task.prior if task.channel is None else task.prior.channel(task.channel)
     for number, item in enumerate(task.items):
         name = item.volume.name if len(task.items) > 1 else ""
         check()
@@ -233,6 +233,7 @@ def restore_job(
             report(0, 0, " ".join(("fitting the noise", f"of {name}" if name else "")).strip())
             models = fit_channels(item.volume)
         check()
+        prior = task.prior if item.channel is None else task.prior.channel(item.channel)
         yield from _restore(task, prior, number, item, models, _Watch(check, report, name))
     return time.perf_counter() - begin
 
@@ -311,7 +312,7 @@ def _through(task: Task, item: Item) -> Through:
     return Through(task.psf, measured)
 
 
-def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | None, watch: _Watch) -> tuple[float, str]:
+def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | None, watch: _Watch) -> tuple[Spread, str]:
     """Measure how wide the draws of an image should be, at the time point that is asked for; and say it."""
     from napari_ambient.recalibration import measure_spread
 
@@ -325,7 +326,7 @@ def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | Non
         device=task.device,
         watch=checking,
     )
-    return found.factor, f"error bars multiplied by {found.factor:.3f} ± {found.uncertainty:.3f} (held-out photons)"
+    return found, found.describe()
 
 
 def _save(result: Volume, path: Path, number: int, method: RestoreMethod) -> Generator[Growing | Grown, None, None]:

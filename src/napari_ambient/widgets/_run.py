@@ -38,6 +38,7 @@ from qtpy.QtWidgets import (
 
 from napari_ambient.widgets._column import scroll_to
 from napari_ambient.widgets._theme import Meaning, signal_colour
+from napari_ambient.widgets._warned import heard
 from napari_ambient.widgets._words import error_in_forms, in_forms
 
 WAITING = 32
@@ -71,6 +72,13 @@ class _Outcome:
 
     state: Literal["succeeded", "failed", "cancelled"]
     value: Any = None
+
+
+@dataclass(frozen=True)
+class _Warned:
+    """What the library warned of, on its way to the Qt thread."""
+
+    text: str
 
 
 class _Task:
@@ -108,7 +116,8 @@ class _Worker(GeneratorWorker):
         """Do the work. Called by Qt, in the worker thread."""
         self._running = True
         self.started.emit()
-        outcome = self._work()
+        with heard(lambda text: self.yielded.emit(_Warned(text))):
+            outcome = self._work()
         # Whatever the work held (images, networks) must not live as long as the window, which remembers its workers.
         self._task.make = self._job = None
         self._running = False
@@ -172,6 +181,8 @@ class Job(QObject):
 
     yielded = Signal(object)
     """Every value that the generator yields, but `Turn`."""
+    warned = Signal(str)
+    """A warning of the library, in the words of the forms; the work goes on."""
     succeeded = Signal(object)
     """The generator's return value."""
     failed = Signal(Exception)
@@ -261,6 +272,9 @@ class Job(QObject):
             self.cancel()
 
     def _on_yielded(self, value: object) -> None:
+        if isinstance(value, _Warned):
+            self.warned.emit(value.text)
+            return
         self._task.room.release()
         if isinstance(value, Turn):
             QTimer.singleShot(TURN_MS, self._task.turned.set)
@@ -505,9 +519,12 @@ class RunBar(QWidget):
 
 _MEANINGS: dict[str, Meaning] = {"warning": "warning", "error": "bad"}
 
+MOST_WARNINGS = 3
+"""Warnings of one job that are shown in full; of many files each may have its own."""
+
 
 class Message(QLabel):
-    """A word-wrapped line under a form.
+    """A word-wrapped line under a form, and below it what a job was warned of.
 
     Parameters
     ----------
@@ -522,10 +539,25 @@ class Message(QLabel):
         self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self._colour = ""
+        self._said: tuple[str, Literal["", "warning", "error"]] = ("", "")
+        self._warnings: list[str] = []
         self.say("")
 
+    def follow(self, job: Job) -> None:
+        """Show what the library warns of in a job, below all that is said until the line is emptied.
+
+        Parameters
+        ----------
+        job : Job
+            Not started yet.
+        """
+        self._warnings = []
+        job.warned.connect(self._add_warning)
+
     def say(self, text: str) -> None:
-        """Show a sentence; an empty one hides the line."""
+        """Show a sentence; an empty one hides the line, with the warnings of the job before."""
+        if not text:
+            self._warnings = []
         self._show(text, "")
 
     def warn(self, text: str) -> None:
@@ -546,11 +578,26 @@ class Message(QLabel):
         if not is_expected(error):
             notification_manager.receive_error(type(error), error, error.__traceback__)
 
+    @property
+    def said(self) -> str:
+        """What the form said last, without the warnings of the job."""
+        return self._said[0]
+
+    def _add_warning(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self._show(*self._said)
+
     def _show(self, text: str, kind: Literal["", "warning", "error"]) -> None:
-        self.setProperty("kind", kind)
+        self._said = text, kind
+        lines = [text] if text else []
+        lines += [f"⚠ {warning}" for warning in self._warnings[:MOST_WARNINGS]]
+        if len(self._warnings) > MOST_WARNINGS:
+            lines.append(f"⚠ and {len(self._warnings) - MOST_WARNINGS} more warnings of this kind")
+        self.setProperty("kind", kind or ("warning" if self._warnings else ""))
         self._recolour()
-        self.setText(text)
-        self.setVisible(bool(text))
+        self.setText("\n".join(lines))
+        self.setVisible(bool(lines))
 
     def changeEvent(self, event: QEvent | None) -> None:
         """Follow napari's theme."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from napari import current_viewer
 from napari.settings import get_settings
 from napari.utils.theme import get_theme
 
@@ -23,8 +24,9 @@ _SIGNALS: dict[Meaning, tuple[str, str]] = {
 
 
 def current_theme() -> str:
-    """Give the name of the theme that napari's windows have."""
-    return str(get_settings().appearance.theme)
+    """Give the name of the theme of napari's window; a shortcut changes it there, and not in the settings."""
+    viewer = current_viewer()
+    return str(get_settings().appearance.theme if viewer is None else viewer.theme)
 
 
 def is_dark(theme: str) -> bool:
@@ -46,7 +48,7 @@ def signal_colour(meaning: Meaning, theme: str | None = None) -> str:
     meaning : {"good", "warning", "bad", "neutral"}
         What it says.
     theme : str, optional
-        Name of the theme; that of napari's windows if left out.
+        Name of the theme; that of napari's window if left out.
 
     Returns
     -------

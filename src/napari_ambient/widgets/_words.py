@@ -12,6 +12,8 @@ import copy
 import re
 
 _RULES: tuple[tuple[str, str], ...] = (
+    # what no form asks for
+    (r"leave out --still(?: \(in Python still\))?, or ", ""),
     # what is also said for Python, inside of brackets; alone there, it is only possible in a notebook
     (r"\(in Python (?:[^()]|\([^()]*\))*\)", "(in a notebook)"),
     (r",\s*in Python (?:[^()]|\([^()]*\))*(?=\))", ""),
@@ -22,6 +24,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"lower learning_rate \(now [^)]*\), and check that the noise fit suits the data \(napari-ambient fit-noise\)",
      "check that the noise suits the data (“Estimate noise”)"),
     (r"napari-ambient fit-noise", "“Estimate noise”"),
+    (r"the stage below the noise moved", "the training of the error bars moved"),
+    (r"keep a prior without it for means", "for means keep a prior without “Error bars too”"),
     (r"(?:, or )?(?:pass )?overwrite=True(?: \(--overwrite\)| to replace it)?", ""),
     (r"--psf or --na, --mask, --finer as for train", "“PSF” and “Mask”"),
     # fields
@@ -29,7 +33,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"--psf-is bead", "“It is”: image of a bead"),
     (r"--axes (\w+)", r"“Axes” \1"),
     (r"--axes", "“Axes”"),
-    (r"--dims 2D or 3D", "“Network”"),
+    (r"--dims 2D or 3D", "“Network” 2D or 3D"),
     (r"--dims (\S+?)(?=[),;. ])", r"“Network” \1"),
     (r"--size (\w+)", r"“Size” \1"),
     (r"--device (\w+)", r"device “\1” in the plugin's settings"),
@@ -47,7 +51,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"--psf\b", "“PSF”"),
     (r"--na\b", "“NA”"),
     (r"--dark", "on the command line"),
-    (r"--(?:posterior|finer)", "on the command line"),
+    (r"--(?:posterior|finer|still)", "on the command line"),
     (r"--method samples", ""),
     # arguments of functions
     (r"\bdims='([\w.]+)'", r"“Network” \1"),

@@ -363,7 +363,7 @@ class BatchWidget(QWidget):
             field.setEnabled(not working)
         if lacks:
             self.message.warn(NEEDS_BELOW)
-        elif self.message.text().endswith(NEEDS_BELOW):
+        elif self.message.said.endswith(NEEDS_BELOW):
             self.message.say("")
 
     # ----------------------------------------------------------------------------------------- the files
@@ -497,6 +497,7 @@ class BatchWidget(QWidget):
         self._job.cancelled.connect(self._cancelled)
         self._job.ended.connect(self._ended)
         self.message.say("")
+        self.message.follow(self._job)
         self.bar.bind(self._job)
         scroll_to(self.bar)
         self._timer.start()

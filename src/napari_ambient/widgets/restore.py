@@ -36,6 +36,7 @@ from qtpy.QtWidgets import (
 
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.volume import file_stem
+from napari_ambient.widgets._channels import channel_titles, find_channel
 from napari_ambient.widgets._closing import AskFirst
 from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
 from napari_ambient.widgets._forms import LayerBox, PriorBox, SourceForm, fold, make_narrow
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     import dask.array as da
 
     from napari_ambient.compatibility import Misfit
+    from napari_ambient.prior import Prior
 
 WAIT = 300
 """Milliseconds without a change of prior or image until they are compared."""
@@ -111,6 +113,7 @@ class RestoreWidget(QWidget):
         self._notes: list[str] = []
         self._others_shown: list[Image] = []
         self._progress = _Progress()
+        self._paired: tuple[Any, ...] | None = None
         self._make_parts()
         self._lay_out()
         self._connect()
@@ -126,6 +129,7 @@ class RestoreWidget(QWidget):
         self.others.setToolTip("Restore all image layers that are selected in the layer list, one after another")
         self.channel = QComboBox()
         self.channel.setToolTip("The prior was trained on several channels: which of them is this image?")
+        self.which = Message()
         self.fit = Message()
         self.refit = QCheckBox("Fit the noise anew to this image")
         self.refit.setToolTip(
@@ -245,6 +249,7 @@ class RestoreWidget(QWidget):
         channels = labelled_rows(self.channels)
         channels.setContentsMargins(0, 0, 0, 0)
         channels.addRow("Its channel", self.channel)
+        channels.addRow(self.which)
         column = scrolled_column(self)
         column.addWidget(group("Prior", self.prior, self.channels)[0])
         column.addWidget(group("Image", self.source, self.others, self.fit, self.refit)[0])
@@ -260,6 +265,7 @@ class RestoreWidget(QWidget):
         self.source.changed.connect(self._source_changed)
         self.refit.toggled.connect(self._pair_changed)
         self.channel.currentIndexChanged.connect(self._pair_changed)
+        self.channel.activated.connect(lambda _: self.which.say(""))  # the user has said it
         for box in (self.task, self.by, self.holes_are, self.where, self.dtype):
             box.currentIndexChanged.connect(self._refresh)
         for choice in (self.mean, self.error_bars, self.keep, self.others):
@@ -326,20 +332,39 @@ class RestoreWidget(QWidget):
         self._refresh()
 
     def _list_channels(self) -> None:
-        """Offer the channels of a prior of several, for an image of one."""
+        """Offer the channels of a prior of several, for an image of one: the image's own, as far as it is known."""
         prior, volumes = self.prior.prior, self._volumes()
-        names: list[str] = []
-        if prior is not None and volumes and volumes[0].sizes.get("C", 1) == 1 < len(prior.noise):
-            names = list(prior.record.channel_names) or [str(i) for i in range(len(prior.noise))]
-        if names != [self.channel.itemText(i) for i in range(self.channel.count())]:
+        asked = prior is not None and bool(volumes) and volumes[0].sizes.get("C", 1) == 1 < len(prior.noise)
+        self.channels.setVisible(asked)
+        if prior is None or not asked:
+            self._paired = None
             with QSignalBlocker(self.channel):
                 self.channel.clear()
-                self.channel.addItems(names)
-        self.channels.setVisible(bool(names))
+            return
+        source = self.source.layer if self.source.layer is not None else self.source.files
+        pair = (prior, source, volumes[0].channel_names)
+        if pair == self._paired:
+            return  # what the user has chosen since then stays
+        self._paired = pair
+        number, words = find_channel(prior, volumes[0], self.source.layer)
+        with QSignalBlocker(self.channel):
+            self.channel.clear()
+            self.channel.addItems(channel_titles(prior))
+            self.channel.setCurrentIndex(number)
+        self.which.warn(words) if words else self.which.say("")
 
     @property
     def _channel(self) -> int | None:
         return self.channel.currentIndex() if self.channel.count() else None
+
+    def _channel_of(self, prior: Prior, volume: Volume, layer: Image | None) -> int | None:
+        """Give the prior's channel for one of the images: the chosen one, but for another layer that is known."""
+        if len(prior.noise) == 1 or volume.sizes.get("C", 1) > 1:
+            return None
+        if layer is self.source.layer:
+            return self._channel
+        number, doubt = find_channel(prior, volume, layer)
+        return self._channel if doubt else number
 
     def _compare(self) -> None:
         volumes, prior = self._volumes(), self.prior.prior
@@ -554,14 +579,13 @@ class RestoreWidget(QWidget):
             if checked and self.output.isModified() and not items:
                 path = Path(self.output.text()).expanduser()
             taken.add(path)
-            items.append(Item(volume, part, path, measured))
+            items.append(Item(volume, part, path, measured, self._channel_of(prior, volume, layer)))
             sources.append((layer, axes))
         if checked:
             self._sources = sources
         return Task(
             prior=prior,
             items=tuple(items),
-            channel=self._channel,
             refit=self.refit.isChecked(),
             through=through,
             psf=self.psf.psf if through in ("psf", "both") else None,
@@ -644,6 +668,7 @@ class RestoreWidget(QWidget):
         job.failed.connect(self.message.error)
         job.cancelled.connect(lambda: self.message.say("Cancelled; nothing was kept of what was not finished."))
         job.ended.connect(self._ended)
+        self.message.follow(job)
         self.bar.bind(job)
         scroll_to(self.bar)
         self._refresh()
@@ -748,11 +773,19 @@ class RestoreWidget(QWidget):
             self._remove(layer)
 
     def _succeeded(self, seconds: float) -> None:
-        parts = [f"Restored in {duration(seconds)}", *self._notes]
+        parts = [f"Restored in {duration(seconds)}", *self._said_of_channels(), *self._notes]
         if len(self._layers) > len(self._items):
             parts.append("hide the upper layers to see those below, or show all side by side with Ctrl+G")
         self.message.say("; ".join(parts) + ".")
         self.restored.emit(self._layers)
+
+    def _said_of_channels(self) -> list[str]:
+        """Say which of the prior's channels several images were taken for."""
+        prior = self.prior.prior
+        if prior is None or len(self._items) == 1:
+            return []
+        titles = channel_titles(prior)
+        return [f"{one.volume.name} as “{titles[one.channel]}”" for one in self._items if one.channel is not None]
 
     def _ended(self) -> None:
         self._drop_growing()

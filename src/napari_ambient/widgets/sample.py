@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 TITLE_COLOUR = "#4a9fe0"
 """Read on the dark and on the light canvas."""
+MARGIN = 0.12
+"""Share of the canvas around a sheet, which its titles need."""
 
 VERDICTS: dict[str, tuple[str, Meaning]] = {
     "healthy": ("✔ healthy", "good"),
@@ -301,7 +303,7 @@ class SampleWidget(QWidget):
             button.setToolTip(tip if prior is not None else "First choose a prior")
         if lacks:
             self.message.warn(NEEDS_BELOW)
-        elif self.message.text().endswith(NEEDS_BELOW):
+        elif self.message.said.endswith(NEEDS_BELOW):
             self.message.say("")
 
     # ------------------------------------------------------------------------------------- new images
@@ -400,6 +402,7 @@ class SampleWidget(QWidget):
         self._job.cancelled.connect(lambda: self.message.say("Cancelled."))
         self._job.ended.connect(self._ended)
         self._title = title
+        self.message.follow(self._job)
         self.bar.bind(self._job)
         scroll_to(self.bar)
         self._timer.start()
@@ -592,7 +595,7 @@ class _Sheet:
             size=0.01,
             face_color="transparent",
             border_color="transparent",
-            text={"string": list(self._titles), "size": 12, "color": TITLE_COLOUR, "anchor": "upper_left"},
+            text={"string": list(self._titles), "size": 10, "color": TITLE_COLOUR, "anchor": "upper_left"},
             units=tuple(str(unit) for unit in images[0].units[-2:]),
         )
         self.layers.append(text)
@@ -602,7 +605,7 @@ class _Sheet:
         samples = self._begun.samples
         if len(samples.cell) == 3:
             viewer.dims.set_current_step(viewer.dims.ndim - 3, samples.cell[0] // 2)
-        viewer.reset_view()
+        _look_at(viewer, images)
 
     def take(self, begun: Begun) -> bool:
         """Empty the sheet for new images, if they fit and all its layers are there; adding layers takes time."""
@@ -637,6 +640,19 @@ class _Sheet:
             if viewer is not None and layer in viewer.layers:
                 viewer.layers.remove(layer)
         self.layers, self._images = [], {}
+
+
+def _look_at(viewer: Viewer, images: Sequence[Image]) -> None:
+    """Fill the view with images: among large hidden layers they would be small, and their titles would overlap."""
+    viewer.reset_view()
+    canvas, scene = getattr(viewer, "canvas", None), getattr(viewer, "scene", None)  # since napari 0.9
+    if canvas is None or scene is None or viewer.dims.ndisplay != 2 or canvas.grid.enabled:
+        return
+    # napari's own way to fit some layers fails where all of them have fewer axes than the viewer
+    low, high = (np.array([image.extent.world[end, -2:] for image in images]) for end in (0, 1))
+    top, bottom = low.min(axis=0), high.max(axis=0)
+    scene.camera.center = tuple((top + bottom) / 2)
+    scene.camera.zoom = (1 - MARGIN) * float(np.min(np.array(canvas.size) / (bottom - top)))
 
 
 class _Watched:

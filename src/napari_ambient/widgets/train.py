@@ -515,6 +515,7 @@ class TrainWidget(QWidget):
         self.message.say("")
         job = run(lambda job: fit_job(job, volumes[0]), self, title="estimating the noise")
         self._fit = job
+        self.message.follow(job)
         source = (self.source.layer, self.source.files, self.source.axes)
 
         def fitted(models: Any) -> None:
@@ -613,6 +614,7 @@ class TrainWidget(QWidget):
             self.time.say("")
         job = run(lambda job: train_job(job, plan, controls), self, title=f"training {plan.name}")
         self._job = job
+        self.message.follow(job)
         job.yielded.connect(self._told)
         job.succeeded.connect(self._done)
         job.failed.connect(self._failed)
