@@ -1,6 +1,6 @@
 """Deconvolution beside Richardson-Lucy with total variation and Wiener, on simulated fields and a real nucleus.
 
-    python benchmarks/deconvolution.py [DATA] [--cases 2D 3D nucleus] [--steps 1500] [--draws 8] [--out FOLDER]
+    python benchmarks/deconvolution.py [DATA] [--cases 2D 3D nucleus] [--steps 4000] [--draws 8] [--out FOLDER]
 
 `2D`, `3D`: a prior is trained on noisy but sharp fields (ambient, then below the noise); other fields are blurred,
 photons are counted, and each method restores them. Richardson-Lucy (Dey et al. 2006: with total variation) is stopped
@@ -245,8 +245,8 @@ def compare(
 def main(
     data: Path | None = None,
     *,
-    steps: int = 1500,
-    below_steps: int = 1000,
+    steps: int = 4000,
+    below_steps: int = 1500,
     draws: int = 8,
     widths: tuple[float, ...] = (1.5, 3.0),
     photons: tuple[float, ...] = (5.0, 40.0),
@@ -260,9 +260,9 @@ def main(
     if "2D" in cases:
         runs += [simulated(level, widths, steps, below_steps, draws) for level in photons]
     if "3D" in cases:
-        runs.append(solid(steps // 2, below_steps // 2, draws))
+        runs.append(solid(steps // 5, below_steps // 3, draws))
     if "nucleus" in cases and data is not None:
-        runs.append(nucleus(data, steps // 3, draws))
+        runs.append(nucleus(data, steps // 10, draws))
     for run in runs:
         for row in run:
             rows.append(row)
@@ -277,8 +277,8 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--below-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--below-steps", type=int, default=1500)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--photons", type=float, nargs="*", default=[5.0, 40.0])
     parser.add_argument("--cases", nargs="*", default=["2D", "3D", "nucleus"])
