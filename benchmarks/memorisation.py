@@ -10,7 +10,7 @@ that they were not.
 
 *Fine-tuning* (DATA: the folder with `fmd/`). A prior of FMD BPAE_G is trained on BPAE_R for a quarter of the steps, all
 weights and by low-rank changes, beside one trained on BPAE_R from scratch for all of them: PSNR of frame 0 against the
-mean of 50. With `--below-steps` the fine-tuned prior is audited too.
+mean of 50. With `--below-steps` priors are audited before and after fine-tuning, and one from scratch.
 """
 
 from __future__ import annotations
@@ -128,11 +128,31 @@ def fine_tuning(data: Path, steps: int, below_steps: int) -> list[Row]:
         rows.append({"prior": name, "steps": 0 if config is None else config.steps, "BPAE_R dB": psnr})
         print(rows[-1], flush=True)
     if below_steps:
-        config = TrainConfig(steps=steps // 4, below="auto", below_steps=below_steps)
-        half = Volume.from_array(np.asarray(red.data[:, :256]), "TYX", name="upper half")
-        held = Volume.from_array(np.asarray(red.data[:, 256:]), "TYX", name="lower half")
-        prior = train(half, fit_noise(half), start=source, config=config)
-        rows.append({"prior": "fine-tuned, audited", **verdict(prior, half, held)})
+        rows += audited_fine_tuning(stacks, steps, below_steps)
+    return rows
+
+
+def audited_fine_tuning(stacks: dict[str, Volume], steps: int, below_steps: int) -> list[Row]:
+    """Audit a prior of BPAE_G, that prior fine-tuned on BPAE_R, and one of BPAE_R from scratch, on halves of fields."""
+    halves = {
+        name: [
+            Volume.from_array(np.asarray(volume.data[:, part]), "TYX", name=f"{name} {part.start}")
+            for part in (slice(0, 256), slice(256, 512))
+        ]
+        for name, volume in stacks.items()
+    }
+    rows: list[Row] = []
+    before: Prior | None = None
+    for label, name, share, tuned in (
+        ("before", "BPAE_G", 1, False),
+        ("fine-tuned, a quarter", "BPAE_R", 4, True),
+        ("from scratch", "BPAE_R", 1, False),
+    ):
+        config = TrainConfig(steps=steps // share, below="auto", below_steps=below_steps)
+        training, held = halves[name]
+        prior = train(training, fit_noise(training), start=before if tuned else None, config=config)
+        before = before or prior
+        rows.append({"prior": f"{label}, audited on {name}", **verdict(prior, training, held)})
         print(rows[-1], flush=True)
     return rows
 

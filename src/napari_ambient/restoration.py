@@ -166,7 +166,7 @@ def restore(
             RestorationWarning,
             stacklevel=2,
         )
-    _check_turns(turns, method, volume, prior)
+    check_turns(turns, method, volume, prior)
     scales = len(prior.denoiser.scales)  # type: ignore[arg-type]
     if scales not in (1, channels):
         raise RestorationError(
@@ -445,7 +445,7 @@ def _draw_blocks(drawing: DrawRestorer, volume: Volume, channels: int) -> tuple[
     return data, axes, tuple(f"{p}{label}" for p in prefix for label in drawing.labels)
 
 
-def _check_turns(turns: int, method: RestoreMethod, volume: Volume, prior: Prior) -> None:
+def check_turns(turns: int, method: RestoreMethod, volume: Volume, prior: Prior) -> None:
     """Refuse averages over turns that there are not, or that the image does not allow."""
     if turns not in GROUPS:
         raise RestorationError(f"turns is {turns}; choose {', '.join(map(str, GROUPS))} (1: the image as it is)")

@@ -18,6 +18,7 @@ from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.prior import Prior, Record
+from napari_ambient.recalibration import measure_spread
 from napari_ambient.volumes import open_volume
 from napari_ambient.widgets._file_table import FRACTION, IMAGE, STATE, FileTable, FileView
 from napari_ambient.widgets._session import priors_of
@@ -157,6 +158,76 @@ def test_draws_to_zarr(batch: BatchWidget, viewer: Any, qtbot: Any, tmp_path: Pa
     batch.open_row(batch.table.rows[0])
     qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=WAIT)
     assert [layer.name for layer in viewer.layers] == ["cells_restored std", "cells_restored mean"]
+
+
+def choose(box: Any, value: Any) -> None:
+    box.setCurrentIndex(box.findData(value))
+
+
+def start(batch: BatchWidget, qtbot: Any) -> None:
+    qtbot.mouseClick(batch.start, LEFT)
+    qtbot.waitUntil(lambda: batch._job is None, timeout=WAIT)
+
+
+def test_averages_over_turns(batch: BatchWidget, qtbot: Any, tmp_path: Path) -> None:
+    """As the library gives them; pixels that are not square, and results made otherwise, are said in the row."""
+    source, oblong = make_stack(tmp_path / "cells.tif"), make_stack(tmp_path / "oblong.tif")
+    batch.add([str(source)])
+    qtbot.waitUntil(lambda: listed(batch, 1), timeout=WAIT)
+    choose(batch.turns, 8)
+    start(batch, qtbot)
+    assert states(batch) == {"cells.tif": "finished"}
+    result = open_volume(batch.table.rows[0].target)  # type: ignore[arg-type]
+    plain, expected = (restore(open_volume(source), make_prior(), turns=n).data.compute() for n in (1, 8))
+    np.testing.assert_allclose(result.data.compute(), expected, rtol=1e-5)
+    assert np.abs(expected - plain).max() > 0.1  # else nothing is shown by this
+    assert result.history[-1]["turns"] == 8
+    choose(batch.turns, 1)
+    start(batch, qtbot)
+    assert "flips and quarter turns 8 instead of 1" in batch.table.rows[0].message
+    choose(batch.turns, 8)
+    batch.take_out.click()
+    batch.voxel_size.setText("0.2 0.1")
+    batch.add([str(oblong)])
+    qtbot.waitUntil(lambda: listed(batch, 1), timeout=WAIT)
+    start(batch, qtbot)
+    assert "“Average over” is 8 turns, and quarter turns need" in batch.table.rows[0].message
+    # draws are averages already
+    choose(batch.method, "samples")
+    assert not batch.turns.isEnabled()
+    assert batch.options().restoration["turns"] == 1
+
+
+def test_error_bars_checked_by_other_time_points(batch: BatchWidget, qtbot: Any, tmp_path: Path) -> None:
+    """As the library gives them; a file of one time point says that it has no others."""
+    assert batch.recalibrate.isHidden()  # there is no error bar
+    choose(batch.recalibrate, "frames")
+    source = make_stack(tmp_path / "cells.tif", (4, 64, 64))
+    single = make_stack(tmp_path / "single.tif", (1, 64, 64))
+    batch.add([str(source), str(single)])
+    qtbot.waitUntil(lambda: listed(batch, 2), timeout=WAIT)
+    assert not batch.options().restoration["recalibrate"]
+    assert not batch.options().restoration["still"]
+    choose(batch.method, "samples")
+    assert not batch.recalibrate.isHidden()
+    batch.draws.setValue(3)
+    batch.steps.setValue(3)
+    start(batch, qtbot)
+    assert states(batch) == {"cells.tif": "finished", "single.tif": "failed"}
+    volume, prior = open_volume(source), make_prior()
+    found = measure_spread(volume, prior, repeats=(1, 2, 3))
+    result = open_volume(batch.table.rows[0].target)  # type: ignore[arg-type]
+    assert result.history[-1]["spread"] == pytest.approx(found.to_dict())
+    expected = restore(volume, prior, method="samples", draws=3, steps=3, spread=found).data.compute()
+    np.testing.assert_allclose(result.data.compute(), expected, rtol=1e-4, atol=1e-3)
+    assert "by 3 other time points" in batch.table.rows[0].message
+    assert "one time point" in batch.table.rows[1].message
+    assert "checked by held-out photons, or name the axes (“Axes” TYX)" in batch.table.rows[1].message
+    # by photons it is another result
+    choose(batch.recalibrate, "photons")
+    start(batch, qtbot)
+    assert "recalibrated by 3 other time points" in batch.table.rows[0].message
+    assert states(batch)["single.tif"] == "finished"
 
 
 def test_cancel_within_a_second_inside_one_file(batch: BatchWidget, qtbot: Any, tmp_path: Path) -> None:

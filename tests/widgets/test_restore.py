@@ -160,10 +160,16 @@ def test_the_contrast_is_the_sources_unless_the_result_would_be_dark(
     assert np.mean((layer.data >= low) & (layer.data <= high)) > 0.99
 
 
-def test_error_bars_are_checked_by_held_out_photons(
-    form: RestoreWidget, press: Callable[..., list[Any]], prior: Prior, viewer: Any
+@pytest.mark.parametrize(("by", "repeats"), [("photons", ()), ("frames", (0, 1))])
+def test_error_bars_are_checked_as_the_library_does(
+    form: RestoreWidget,
+    press: Callable[..., list[Any]],
+    prior: Prior,
+    viewer: Any,
+    by: str,
+    repeats: tuple[int, ...],
 ) -> None:
-    """The draws are widened by the factor that the library measures, at the time point that is restored."""
+    """The draws are widened by what the library measures, at the time point that is restored; the record says it."""
     assert form.recalibrate.isHidden()  # there is no error bar
     form.error_bars.click()
     assert not form.recalibrate.isHidden()
@@ -173,24 +179,31 @@ def test_error_bars_are_checked_by_held_out_photons(
     viewer.dims.set_point(0, 2.0)
     bar, mean = press(form)
     plain = np.array(bar.data)
-    form.recalibrate.click()
+    choose(form.recalibrate, by)
     assert press(form) == []  # a preview of the same slice takes the place of the one before
-    found = measure_spread(volume_from_layer(viewer.layers["waves"]), prior, time=2, device="cpu")
-    assert abs(found.factor - 1) > 0.05  # else nothing would be shown by what follows
-    np.testing.assert_allclose(bar.data, found.factor * plain, rtol=1e-3, atol=1e-4)
-    assert mean.metadata[METADATA]["provenance"]["spread"] == pytest.approx(found.factor)
+    volume = volume_from_layer(viewer.layers["waves"])
+    found = measure_spread(volume, prior, time=2, repeats=repeats, device="cpu")
+    expected = restore_part(
+        volume, prior, {"T": slice(2, 3)}, method="samples", draws=3, steps=3, spread=found, device="cpu"
+    )
+    np.testing.assert_allclose(bar.data, take_output(expected, "std").data.compute(), rtol=1e-4, atol=1e-4)
+    assert abs(np.mean(bar.data) / np.mean(plain) - 1) > 0.05  # else nothing is shown by this
+    record = mean.metadata[METADATA]["provenance"]["spread"]
+    assert record == found.to_dict()
+    assert record["source"] == ("2 other time points" if repeats else "held-out photons")
     assert f"error bars multiplied by {found.factor:.3f}" in form.message.text()
-    # behind a blur or holes nothing can be held out so
+    # behind a blur or holes they are not checked
     choose(form.task, "holes")
     assert form.recalibrate.isHidden()
     task = form._task()
     assert task is not None
     assert not task.recalibrate
+    assert not task.still
 
 
 def test_photons_are_held_out_where_light_is_counted(form: RestoreWidget, prior: Prior, viewer: Any) -> None:
     form.error_bars.click()
-    form.recalibrate.click()
+    choose(form.recalibrate, "photons")
     priors_of(viewer).add("gaussian", replace(prior, record=replace(prior.record, form="gaussian")))
     assert form.prior.name == "gaussian"
     assert not form.recalibrate.isEnabled()
@@ -198,6 +211,102 @@ def test_photons_are_held_out_where_light_is_counted(form: RestoreWidget, prior:
     task = form._task()
     assert task is not None
     assert not task.recalibrate
+
+
+def enabled(box: Any, value: Any) -> bool:
+    return bool(box.model().item(box.findData(value)).isEnabled())
+
+
+def tip(box: Any, value: Any) -> str:
+    return str(box.itemData(box.findData(value), Qt.ItemDataRole.ToolTipRole))
+
+
+def test_other_time_points_are_needed_to_check_by_them(form: RestoreWidget, viewer: Any, qtbot: Any) -> None:
+    form.error_bars.click()
+    assert enabled(form.recalibrate, "frames")
+    assert "nothing moves or bleaches" in tip(form.recalibrate, "frames")
+    choose(form.recalibrate, "frames")
+    # a second image, of one time point, is refused before anything is restored
+    plane = viewer.add_image(noisy((64, 64)), name="plane", scale=(0.1, 0.1), axis_labels="yx", units=("um", "um"))
+    viewer.layers.selection = {viewer.layers["waves"], plane}
+    form.others.setChecked(True)
+    qtbot.mouseClick(form.button, Qt.MouseButton.LeftButton)
+    assert not form.running
+    assert "plane has one time point" in form.message.text()
+    assert "held-out photons" in form.message.text()
+    form.others.setChecked(False)
+    # alone it greys the choice out, and says why
+    form.source.box.choose(plane)
+    assert form.recalibrate.isEnabled()
+    assert form.recalibrate.currentData() == "nothing"
+    assert not enabled(form.recalibrate, "frames")
+    assert "one time point" in tip(form.recalibrate, "frames")
+    assert enabled(form.recalibrate, "photons")
+    form.source.box.choose(viewer.layers["waves"])
+    assert enabled(form.recalibrate, "frames")
+    assert "one time point" not in tip(form.recalibrate, "frames")
+
+
+def test_several_channels_are_not_checked_at_once(form: RestoreWidget, viewer: Any, qtbot: Any) -> None:
+    form.error_bars.click()
+    choose(form.recalibrate, "photons")
+    both = viewer.add_image(noisy((2, 64, 64)), name="both", scale=(1, 0.1, 0.1), axis_labels="cyx")
+    viewer.layers.selection = {viewer.layers["waves"], both}
+    form.others.setChecked(True)
+    qtbot.mouseClick(form.button, Qt.MouseButton.LeftButton)
+    assert not form.running
+    assert "both has 2 channels" in form.message.text()
+
+
+@pytest.mark.parametrize("turns", [2, 8])
+def test_the_mean_is_averaged_over_turns_as_the_library_does(
+    form: RestoreWidget, press: Callable[..., list[Any]], prior: Prior, turns: int
+) -> None:
+    choose(form.turns, turns)
+    (layer,) = press(form)
+    volume = volume_from_layer(form.viewer.layers["waves"])
+    plain, expected = (
+        restore(volume, prior, turns=n, device="cpu").data.compute(scheduler="synchronous") for n in (1, turns)
+    )
+    np.testing.assert_allclose(layer.data, expected, rtol=1e-5)
+    assert np.abs(expected - plain).max() > 0.1  # else nothing is shown by this
+    assert layer.metadata[METADATA]["provenance"]["turns"] == turns
+    # draws are averages already: the choice waits for the next mean
+    form.error_bars.click()
+    form.draws.setValue(2)
+    form.steps.setValue(2)
+    assert not form.turns.isEnabled()
+    assert "averages already" in form.turns.toolTip()
+    _, mean = press(form)
+    assert "turns" not in mean.metadata[METADATA]["provenance"]
+    form.mean.click()
+    assert form.turns.isEnabled()
+    assert form.turns.currentData() == turns
+    choose(form.task, "holes")  # whose mean is that of draws
+    assert not form.turns.isEnabled()
+
+
+def test_quarter_turns_need_square_pixels(form: RestoreWidget, press: Callable[..., list[Any]], viewer: Any) -> None:
+    assert enabled(form.turns, 8)
+    choose(form.turns, 8)
+    square, oblong = (
+        viewer.add_image(noisy(), name=name, scale=(1, step, 0.1), axis_labels="tyx", units=("s", "um", "um"))
+        for name, step in (("square", 0.1), ("oblong", 0.2))
+    )
+    form.source.box.choose(oblong)
+    assert form.turns.currentData() == 1
+    assert not enabled(form.turns, 8)
+    assert "same size along Y and X (they are 0.2 and 0.1 µm)" in tip(form.turns, 8)
+    assert enabled(form.turns, 4)
+    # as the second of several images it is refused by the library, in the form's words
+    form.source.box.choose(square)
+    assert enabled(form.turns, 8)
+    assert "same size" not in tip(form.turns, 8)
+    choose(form.turns, 8)
+    viewer.layers.selection = {square, oblong}
+    form.others.setChecked(True)
+    press(form)
+    assert "“Average over” is 8 turns" in form.message.text()
 
 
 def test_results_are_not_offered_as_what_is_to_be_restored(

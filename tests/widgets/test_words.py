@@ -15,7 +15,8 @@ from napari_ambient.widgets._run import Message
 from napari_ambient.widgets._words import error_in_forms, in_forms
 
 OPTIONS = re.compile(
-    r"--[a-z]|in Python |\b(?:dims|axes|low_rank|below|method|noise|start|dark|maps|overwrite|operator|form|config)=\S"
+    r"--[a-z]|in Python |\b(?:dims|axes|low_rank|below|method|noise|start|dark|maps|overwrite|operator|form|config"
+    r"|turns|still|spread|recalibrate)=\S"
 )
 """What only callers know."""
 ELSEWHERE = ("cli.py", "demo.py", "progress.py", "__main__.py", "sample_sheet.py")
@@ -65,6 +66,10 @@ def test_no_message_names_an_option() -> None:
         ("or its maps (in Python maps=).", "or its maps (in a notebook)."),
         ('in the order of the shape: axes="TYX" (on the command line --axes TYX)', "in the order of the shape: TYX"),
         ("by draws (--method samples, in Python method='samples')", "by draws"),
+        ("turns is 8, and quarter turns need", "“Average over” is 8 turns, and quarter turns need"),
+        ("take more draws, or leave turns at 1", "take more draws, or leave “Average over” at no turns"),
+        ("check its error bars by; leave out --still (in Python still), or name the axes (--axes TYX)",
+         "check its error bars by; have them checked by held-out photons, or name the axes (“Axes” TYX)"),
         ("16 of 20 files (x = 3) are read-only", "16 of 20 files (x = 3) are read-only"),
     ],
 )  # fmt: skip

@@ -93,6 +93,10 @@ class Task:
         As for `restore`.
     recalibrate : bool
         Measure by held-out photons how wide the draws should be, and widen or narrow them accordingly.
+    still : bool
+        All time points show the same field: measure it by the others instead.
+    turns : {1, 2, 4, 8}
+        As for `restore`, where one call gives the mean.
     dtype : {"float32", "input"}
         Type of the result.
     device : str
@@ -113,6 +117,8 @@ class Task:
     steps: int = 18
     seed: int = 0
     recalibrate: bool = False
+    still: bool = False
+    turns: int = 1
     dtype: Literal["float32", "input"] = "float32"
     device: str = "auto"
     memory: int = 2_000_000_000
@@ -275,12 +281,14 @@ def _restore(
     operator = _through(task, item).operator()
     clipping = Clipping()
     settings: dict[str, Any] = {"method": task.method, "dtype": task.dtype, "device": task.device}
-    if task.method != "mean":
+    if task.method == "mean":
+        settings["turns"] = task.turns
+    else:
         settings |= {"draws": task.draws, "steps": task.steps, "seed": task.seed, "outputs": task.outputs}
     notes: list[str] = []
     if task.recalibrate and task.method == "samples":
-        factor, note = _spread(task, prior, item, models, watch)
-        settings["spread"] = factor
+        found, note = _spread(task, prior, item, models, watch)
+        settings["spread"] = found
         notes.append(note)
     settings |= {"noise": models, "operator": operator, "clipping": clipping, "watch": watch}
     if item.part:
@@ -316,12 +324,16 @@ def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | Non
     """Measure how wide the draws of an image should be, at the time point that is asked for; and say it."""
     from napari_ambient.recalibration import measure_spread
 
+    frames, at = item.volume.sizes.get("T", 1), item.part.get("T", slice(0, 1)).start
+    if task.still and frames == 1:
+        raise AssertionError("other time points need a time series")
     checking = _Watch(watch.check, watch.report, " ".join(filter(None, ("checking the error bars", watch.name))))
     found = measure_spread(
         item.volume,
         prior,
         noise=None if models is None else models[0],
-        time=item.part.get("T", slice(0, 1)).start,
+        time=at,
+        repeats=[frame for frame in range(frames) if frame != at] if task.still else (),
         seed=task.seed,
         device=task.device,
         watch=checking,

@@ -12,8 +12,10 @@ import copy
 import re
 
 _RULES: tuple[tuple[str, str], ...] = (
-    # what no form asks for
-    (r"leave out --still(?: \(in Python still\))?, or ", ""),
+    # choices of a box
+    (r"leave out --still(?: \(in Python still\))?, or ", "have them checked by held-out photons, or "),
+    (r"\bturns is (\d+)", r"“Average over” is \1 turns"),
+    (r"\bleave turns at 1\b", "leave “Average over” at no turns"),
     # what is also said for Python, inside of brackets; alone there, it is only possible in a notebook
     (r"\(in Python (?:[^()]|\([^()]*\))*\)", "(in a notebook)"),
     (r",\s*in Python (?:[^()]|\([^()]*\))*(?=\))", ""),

@@ -37,6 +37,7 @@ from napari_ambient.measurement import Optics, check_optics, operator_for
 from napari_ambient.volumes import AxesError, Volume, open_volume
 from napari_ambient.volumes.volume import file_stem
 
+from ._accuracy import ONLY_THE_MEAN, TURNS, CheckedBy, checks_box, turns_box
 from ._closing import AskFirst
 from ._column import group, labelled_rows, scroll_to, scrolled_column
 from ._file_table import FileTable, FileView, Row
@@ -147,6 +148,7 @@ class BatchWidget(QWidget):
         self.format = _choices({"as the input": "same", "OME-TIFF": "tiff", "OME-Zarr": "ome-zarr"})
         self.method = _choices({"clean image (fast)": "mean", "clean image and error bars (draws)": "samples"})
         self.draws = _number_box(8, 1, 1000, "Draws from the posterior per image: more make the error bars smoother")
+        self.recalibrate = checks_box()
         self.noise = _choices({"of the prior": "prior", "fitted to each file": "fit"})
         self.noise.setToolTip("Fit it to each file when the camera, its gain or its offset differ from the training")
         self.skip = QCheckBox("skip files whose result is there", checked=True)
@@ -172,8 +174,7 @@ class BatchWidget(QWidget):
     def _advanced(self) -> None:
         self.steps = _number_box(18, 2, 500, "Network calls per draw")
         self.seed = _number_box(0, 0, 2**31 - 1, "The same seed gives the same draws")
-        self.recalibrate = QCheckBox("check error bars by held-out photons")
-        self.recalibrate.setToolTip("Measures in each file how wide the error bars should be, and corrects them")
+        self.turns = turns_box()
         self.psf = QLineEdit(placeholderText="image of a bead, or computed")
         self.browse_psf = QPushButton("Browse…")
         self.psf_is = _choices({"image of a bead": "bead", "computed": "computed"})
@@ -202,6 +203,7 @@ class BatchWidget(QWidget):
         self.form.addRow("Format", self.format)
         self.form.addRow("Result", self.method)
         self.form.addRow("Draws", self.draws)
+        self.form.addRow("Error bars", self.recalibrate)
         self.form.addRow("Noise", self.noise)
         self.form.addRow("", self.skip)
         advanced = QWidget()
@@ -213,10 +215,10 @@ class BatchWidget(QWidget):
             ("Channel", self.channel),
             ("Suffix", self.suffix),
             ("Data type", self.dtype),
+            ("Average over", self.turns),
             ("Outputs of draws", self.outputs),
             ("Calls per draw", self.steps),
             ("Seed", self.seed),
-            ("", self.recalibrate),
         ):
             more.addRow(label, field)
         blur = QWidget()
@@ -285,6 +287,7 @@ class BatchWidget(QWidget):
         if not folder:
             raise ValueError("no folder for the results; choose one beside “Results in”")
         method = cast(Method, self.method.currentData())
+        checked_by: CheckedBy = self.recalibrate.currentData() if method == "samples" else "nothing"
         restoration: dict[str, Any] = {
             "noise": self.noise.currentData(),
             "method": method,
@@ -293,7 +296,9 @@ class BatchWidget(QWidget):
             "seed": self.seed.value(),
             "outputs": tuple(re.split(r"[\s,]+", self.outputs.text().strip())),
             "dtype": cast(OutputType, self.dtype.currentData()),
-            "recalibrate": method == "samples" and self.recalibrate.isChecked(),
+            "recalibrate": checked_by != "nothing",
+            "still": checked_by == "frames",
+            "turns": self.turns.currentData() if method == "mean" else 1,
             "operator": self._operator(),
         }
         return BatchOptions(
@@ -340,9 +345,12 @@ class BatchWidget(QWidget):
     def _refresh(self) -> None:
         """Show what the choices leave open: which fields count, and whether the work can start."""
         samples = self.method.currentData() == "samples"
-        self.form.setRowVisible(self.draws, samples)
-        for field in (self.recalibrate, self.outputs, self.steps, self.seed):
+        for field in (self.draws, self.recalibrate):
+            self.form.setRowVisible(field, samples)
+        for field in (self.outputs, self.steps, self.seed):
             field.setEnabled(samples)
+        self.turns.setEnabled(not samples)
+        self.turns.setToolTip(ONLY_THE_MEAN if samples else TURNS)
         working = self._job is not None
         waiting = len(self.table.rows)
         self.start.setText(f"Restore {waiting} file{'' if waiting == 1 else 's'}" if waiting else "Restore")

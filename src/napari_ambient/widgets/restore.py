@@ -9,7 +9,7 @@ OME-Zarr folder, block by block, and can be looked at while they grow.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,6 @@ from napari.viewer import Viewer
 from numpy.typing import NDArray
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QSignalBlocker, Qt, QTimer, Signal
-from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -36,6 +35,19 @@ from qtpy.QtWidgets import (
 
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.volume import file_stem
+from napari_ambient.widgets._accuracy import (
+    CHECKED,
+    FRAMES,
+    ONE_FRAME,
+    ONLY_THE_MEAN,
+    TURNS,
+    CheckedBy,
+    checks_box,
+    enable_entry,
+    offer,
+    offer_quarter_turns,
+    turns_box,
+)
 from napari_ambient.widgets._channels import channel_titles, find_channel
 from napari_ambient.widgets._closing import AskFirst
 from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
@@ -75,10 +87,6 @@ MEAN_ALONE = "This prior's own posterior gives the mean alone; error bars need d
 NEEDS_BELOW = (
     "This prior knows nothing below the noise of its data, so it gives no error bars and undoes no blur: train it on "
     "with “Error bars too”."
-)
-RECALIBRATE = (
-    "Measures on this image how wide the error bars should be, by photons that the draws do not see, and corrects "
-    "them; takes about as long as the draws of one image"
 )
 ERROR_COLOURS = "inferno"
 SHOWN_AS: dict[str, str] = {"draws": "draws", "error bar": "error bar", "mean": "restored"}
@@ -171,8 +179,7 @@ class RestoreWidget(QWidget):
         self.draws = _count_box(8, 2, 256, "Images to draw; the time grows with them")
         self.keep = QCheckBox("keep them")
         self.keep.setToolTip("A layer with all draws, to flick through with a slider")
-        self.recalibrate = QCheckBox("check error bars by held-out photons")
-        self.recalibrate.setToolTip(RECALIBRATE)
+        self.recalibrate = checks_box()
         self.below = Message()
         self.where = QComboBox()
         for text, value in (
@@ -191,6 +198,7 @@ class RestoreWidget(QWidget):
         self.disk = Message()
         self.steps = _count_box(18, 2, 200, "Network calls per draw; stages where blur or holes are undone")
         self.seed = _count_box(0, 0, 2**31 - 1, "The same seed gives the same draws")
+        self.turns = turns_box()
         self.dtype = QComboBox()
         for text, value in (("float32", "float32"), ("that of the image (rounded)", "input")):
             self.dtype.addItem(text, value)
@@ -225,7 +233,7 @@ class RestoreWidget(QWidget):
         self.rows.addRow("By", self.by)
         self.rows.addRow("Result", result)
         self.rows.addRow("Draws", self.drawing)
-        self.rows.addRow("", self.recalibrate)
+        self.rows.addRow("Error bars", self.recalibrate)
         self.rows.addRow(self.below)
         self.rows.addRow("Where", self.where)
         self.rows.addRow("Region", self.region)
@@ -240,7 +248,12 @@ class RestoreWidget(QWidget):
         advanced = QWidget()
         more = labelled_rows(advanced)
         more.setContentsMargins(8, 0, 0, 0)
-        for title, field in (("Steps", self.steps), ("Seed", self.seed), ("Type", self.dtype)):
+        for title, field in (
+            ("Average over", self.turns),
+            ("Steps", self.steps),
+            ("Seed", self.seed),
+            ("Type", self.dtype),
+        ):
             more.addRow(title, field)
         how, inside = group("Restore")
         inside.addLayout(self.rows)
@@ -266,7 +279,7 @@ class RestoreWidget(QWidget):
         self.refit.toggled.connect(self._pair_changed)
         self.channel.currentIndexChanged.connect(self._pair_changed)
         self.channel.activated.connect(lambda _: self.which.say(""))  # the user has said it
-        for box in (self.task, self.by, self.holes_are, self.where, self.dtype):
+        for box in (self.task, self.by, self.holes_are, self.where, self.dtype, self.recalibrate, self.turns):
             box.currentIndexChanged.connect(self._refresh)
         for choice in (self.mean, self.error_bars, self.keep, self.others):
             choice.toggled.connect(self._refresh)
@@ -398,12 +411,12 @@ class RestoreWidget(QWidget):
         knows = prior is None or prior.knows_below
         learned = self._learned
         for row in range(1, self.task.count()):
-            _enable(self.task, row, knows or self.task.itemData(row) == learned)
+            enable_entry(self.task, row, knows or self.task.itemData(row) == learned)
         if not knows and self.task.currentData() != learned:
             self.task.setCurrentIndex(0)
         task, where = self.task.currentData(), self.where.currentData()
         own = task == learned != "nothing"
-        _enable(self.by, 0, knows)
+        enable_entry(self.by, 0, knows)
         if own and not knows:
             self.by.setCurrentIndex(1)
         alone = self._amortised and prior is not None and prior.posterior is None
@@ -427,7 +440,7 @@ class RestoreWidget(QWidget):
         self.missing.set_wanted(task in ("holes", "both"))
         visible(self.drawing, drawn)
         visible(self.recalibrate, self.error_bars.isChecked() and task == "nothing")
-        self._show_recalibrate()
+        self._show_accuracy()
         visible(self.region, where in ("region", "region slice"))
         self.keep.setVisible(self.error_bars.isChecked())
         self.steps.setEnabled(drawn and not self._amortised)
@@ -472,21 +485,42 @@ class RestoreWidget(QWidget):
         """Whether the prior's own posterior is to do it."""
         return bool(self.task.currentData() == self._learned != "nothing" and self.by.currentData() == "amortised")
 
-    def _show_recalibrate(self) -> None:
-        """Grey the check out, with the reason, where photons cannot be held out."""
+    def _show_accuracy(self) -> None:
+        """Offer turns for the mean, and checks of the error bars; what cannot be is greyed out, with the reason."""
         prior, volumes = self.prior.prior, self._volumes()
+        mean = self.mean.isChecked() and self.task.currentData() == "nothing"
+        self.turns.setEnabled(mean and not self.running)
+        self.turns.setToolTip(TURNS if mean else ONLY_THE_MEAN)
+        offer_quarter_turns(self.turns, volumes[0] if volumes else None, prior)
         reason = ""
         if prior is not None and prior.record.form != "thinning":
             reason = "Photons cannot be held out from images whose noise is not that of counted light"
         elif volumes and volumes[0].sizes.get("C", 1) > 1:
             reason = "One channel at a time: split the channels first (right click on the layer)"
         self.recalibrate.setEnabled(not reason and not self.running)
-        self.recalibrate.setToolTip(reason or RECALIBRATE)
+        self.recalibrate.setToolTip(reason or CHECKED)
+        alone = bool(volumes) and volumes[0].sizes.get("T", 1) == 1
+        offer(self.recalibrate, "frames", FRAMES, ONE_FRAME if alone else "")
 
     @property
-    def _recalibrates(self) -> bool:
-        asked = self.recalibrate.isEnabled() and self.recalibrate.isChecked() and self.error_bars.isChecked()
-        return bool(asked and self.task.currentData() == "nothing")
+    def _checked_by(self) -> CheckedBy:
+        """By what the error bars are to be checked, where there are any."""
+        possible = self.recalibrate.isEnabled() and self.error_bars.isChecked() and self.task.currentData() == "nothing"
+        return cast(CheckedBy, self.recalibrate.currentData()) if possible else "nothing"
+
+    def _refuse_check(self, volumes: Sequence[Volume]) -> None:
+        """Refuse images whose error bars cannot be checked as the form says, before any of them is restored."""
+        for volume in volumes if self._checked_by != "nothing" else ():
+            if volume.sizes.get("C", 1) > 1:
+                raise LayerError(
+                    f"{volume.name} has {volume.sizes['C']} channels, and error bars are checked for one at a time; "
+                    "split the channels first (right click on the layer), or choose error bars “not checked”"
+                )
+            if self._checked_by == "frames" and volume.sizes.get("T", 1) == 1:
+                raise LayerError(
+                    f"{volume.name} has one time point, and no others to check its error bars by; have them checked by "
+                    "held-out photons, or correct the axes (“Edit”)"
+                )
 
     def _selection_changed(self, _: object = None) -> None:
         """Look at the form again only if it matters: napari tells of every layer that comes or goes, several times."""
@@ -564,6 +598,8 @@ class RestoreWidget(QWidget):
                 axes = known_axes(layer) or (self.source.axes if layer.ndim == len(self.source.axes or "") else None)
                 layers.append(layer)
                 volumes.append(volume_from_layer(layer, axes=axes))
+        if checked:
+            self._refuse_check(volumes)
         items: list[Item] = []
         sources = []
         taken: set[Path] = set()
@@ -595,7 +631,9 @@ class RestoreWidget(QWidget):
             draws=self.draws.value(),
             steps=self.steps.value(),
             seed=self.seed.value(),
-            recalibrate=self._recalibrates,
+            recalibrate=self._checked_by != "nothing",
+            still=self._checked_by == "frames",
+            turns=self.turns.currentData(),
             dtype=self.dtype.currentData(),
             device=chosen.device,
             memory=chosen.memory_mb * 10**6,
@@ -792,13 +830,6 @@ class RestoreWidget(QWidget):
         self._job = None
         self._refresh()
         scroll_to(self.message)
-
-
-def _enable(box: QComboBox, row: int, enabled: bool) -> None:
-    """Let an entry of a box be chosen, or grey it out."""
-    item = cast(QStandardItemModel, box.model()).item(row)
-    assert item is not None
-    item.setEnabled(enabled)
 
 
 class _Progress(QObject):
