@@ -370,8 +370,10 @@ def poisson_quantile(rate: Tensor, z: Tensor) -> Tensor:
         )
     root = rate.clamp_min(FEW).sqrt()
     counts = (rate + root * z + (z.square() - 1) / 6 - (z**3 + 2 * z) / (72 * root)).round()
-    few = rate < FEW
-    if bool(few.any()):
+    for low, high in pairwise((0.0, 0.3, 1.0, 3.0, FEW)):  # few photons, few terms
+        few = (rate >= low) & (rate < high)
+        if not bool(few.any()):
+            continue
         expected = rate[few]
         logarithm = expected.clamp_min(1e-30).log()
         above = torch.special.erfc(z[few] / math.sqrt(2)) / 2  # ndtr(-z) loses its digits in the tail
