@@ -161,6 +161,15 @@ def test_new_images_are_healthy(specimen: Specimen, known: int) -> None:
     assert np.median(result.ratios) == pytest.approx(np.median(result.reference_ratios), abs=0.12)
 
 
+def test_frames_of_one_field_are_no_copies_of_each_other(rng: np.random.Generator) -> None:
+    """Held-out frames of one field do not make their own patches look more at home there than what is generated."""
+    training, unseen = fields(filaments, 0, 2), fields(filaments, 40, 2)
+    frames = [image + 0.1 * image.std() * rng.normal(size=image.shape).astype(np.float32) for image in unseen * 3]
+    result = audit(inner(fields(filaments, 80, 8)), training, frames, sigma=1.0, most_patches=32)
+    assert result.verdict == "healthy"
+    assert np.median(result.ratios) == pytest.approx(np.median(result.reference_ratios), abs=0.12)
+
+
 def test_a_third_of_copies_is_memorised(rng: np.random.Generator) -> None:
     training, unseen = fields(filaments, 0, 3), fields(filaments, 50, 3)
     mixed = np.concatenate([copies(training, 4, rng), inner(fields(filaments, 100, 8))])

@@ -9,8 +9,9 @@ Two tests, both with held-out images, which the prior never saw, as the measure.
 d(·, images) being the smallest distance over every position of every image, all quarter turns and all flips (found by
 FFT cross-correlation). A prior that invents is as far from the one as from the other, ratio about 1; of a copy the
 ratio goes to 0. Simple structures (a bead, an edge) have near neighbours by chance, so held-out patches are put through
-the same search (nearest elsewhere in the held-out images): their ratios show what happens where nothing can be copied,
-and Fisher's exact test compares. The three-sample view is Meehan, Chaudhuri & Dasgupta 2020 (arXiv 2004.05675).
+the same search (nearest elsewhere in the held-out images, and not at the same place of another one: frames of one field
+would be their own neighbours): their ratios show what happens where nothing can be copied, and Fisher's exact test
+compares. The three-sample view is Meehan, Chaudhuri & Dasgupta 2020 (arXiv 2004.05675).
 
 *Corrupt and restore* (Daras, Dimakis & Daskalakis 2024, arXiv 2404.10177). Crops are corrupted to 10 sigma_y, where
 little of them is left, and restored. What comes back beyond the coarse shapes is remembered: the correlation with the
@@ -354,7 +355,8 @@ def nearest_patches(
     least : float
         Positions with a standard deviation below it do not count (they are taken as unrelated).
     avoid : sequence of (int, tuple of int), optional
-        For each patch the image and position it was cut from; windows that overlap it do not count.
+        For each patch the image and position it was cut from; windows that overlap it do not count, there and in
+        images of the same shape that show it again at the same place (ρ above 1/2: frames of one field).
     device : torch.device or str
         Where to compute.
     watch : callable, optional
@@ -382,8 +384,10 @@ def nearest_patches(
                 if watch is not None:
                     watch("searching for the nearest patches", index, len(images))
                 if avoid is not None:
-                    for scores, (own, corner) in zip(correlation, avoid[first : first + step], strict=True):
-                        if own == index:
+                    for one, scores, (own, corner) in zip(some, correlation, avoid[first : first + step], strict=True):
+                        if own == index or (
+                            images[own].shape == image.shape and _distance(one, image[_window(corner, shape)], least) < 1
+                        ):
                             around = tuple(
                                 slice(max(0, a - n + 1 - b), max(0, a + n - b))
                                 for a, n, b in zip(corner, shape, start, strict=True)
