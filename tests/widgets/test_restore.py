@@ -124,6 +124,8 @@ def test_mean_in_one_click(form: RestoreWidget, press: Callable[..., list[Any]],
     assert (record["method"], record["prior_sha256"]) == ("mean", prior.sha256)
     assert "Restored in" in form.message.text()
     assert form.button.isEnabled()
+    form.error_bars.click()  # another restoration is asked for: what was said of this one goes
+    assert form.message.text() == ""
 
 
 def test_draws_come_with_an_error_bar_and_a_slider(form: RestoreWidget, press: Callable[..., list[Any]]) -> None:

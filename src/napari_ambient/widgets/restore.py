@@ -283,6 +283,10 @@ class RestoreWidget(QWidget):
             box.currentIndexChanged.connect(self._refresh)
         for choice in (self.mean, self.error_bars, self.keep, self.others):
             choice.toggled.connect(self._refresh)
+        for box in (self.task, self.by, self.holes_are, self.where, self.recalibrate, self.turns):
+            box.activated.connect(self._forget)
+        for choice in (self.mean, self.error_bars):
+            choice.clicked.connect(self._forget)
         self.draws.valueChanged.connect(self._refresh)
         for part in (self.psf, self.region, self.holes):
             part.changed.connect(self._refresh)
@@ -459,6 +463,11 @@ class RestoreWidget(QWidget):
         fixed = (self.prior, self.channels, self.source, self.refit, self.others, self.task, self.psf, self.holes)
         for part in (*fixed, self.by, self.holes_are, self.where, self.region, self.mean, self.drawing):
             part.setEnabled(not self.running)
+
+    def _forget(self, _: object = None) -> None:
+        """Take back what was said of the last restoration: the user now asks for another one."""
+        if not self.running:
+            self.message.say("")
 
     def follow(self, through: ThroughForm) -> None:
         """Choose the task of a training, with its PSF and its mask.
