@@ -177,9 +177,13 @@ def test_impossible_models_are_refused(fields: dict[str, object], reason: str) -
         NoiseModel(**fields)  # type: ignore[arg-type]
 
 
-def test_form_follows_the_third_cumulant() -> None:
+def test_white_noise_is_thinned_and_correlated_noise_is_not() -> None:
+    """Whatever the read noise, which is split along with the photons."""
     assert choose_form(5.0, 2.0, None)[0] == "thinning"
-    assert choose_form(1.0, 2.0, None)[0] == "gaussian"
+    form, reason = choose_form(1.0, 4.0, None)
+    assert form == "thinning"
+    assert "1 photo-electrons" in reason
+    assert "4 e^2" in reason
     assert choose_form(0.5, None, None)[0] == "thinning"
     correlation = np.array([[0.0, 0, 0], [0.3, 1, 0.3], [0, 0, 0]])
     assert choose_form(5.0, 2.0, correlation)[0] == "gaussian"

@@ -385,9 +385,8 @@ def nearest_patches(
                     watch("searching for the nearest patches", index, len(images))
                 if avoid is not None:
                     for one, scores, (own, corner) in zip(some, correlation, avoid[first : first + step], strict=True):
-                        if own == index or (
-                            images[own].shape == image.shape and _distance(one, image[_window(corner, shape)], least) < 1
-                        ):
+                        same = images[own].shape == image.shape
+                        if own == index or (same and _distance(one, image[_window(corner, shape)], least) < 1):
                             around = tuple(
                                 slice(max(0, a - n + 1 - b), max(0, a + n - b))
                                 for a, n, b in zip(corner, shape, start, strict=True)

@@ -71,7 +71,7 @@ def restore(
     operator : Operator, optional
         What the microscope did to the light: `Blur` (deconvolution), `Mask` (inpainting; NaN in the volume are holes
         then too), `Downsample` (super-resolution), and products of them. The prior must be one of the structures before
-        it. Only with ``method="samples"``.
+        it. Not with ``method="mean"``.
     posterior : {"split_gibbs", "mmps", "diffpir", "dps", "red_diff"}
         Posterior method behind an operator; the first two give draws whose spread is an error bar.
     method : {"mean", "samples", "amortised"}

@@ -23,6 +23,12 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY"
 os.environ["NAPARI_CONFIG"] = ""
 
 
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep unfinished trainings out of the user's data folder."""
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: tmp_path_factory.getbasetemp() / "user data")
+
+
 @pytest.fixture
 def viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
     """Return a hidden viewer; a widget that outlives it fails the test."""

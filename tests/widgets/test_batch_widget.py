@@ -278,7 +278,7 @@ def test_what_cannot_be_done_is_said(batch: BatchWidget, viewer: Any, qtbot: Any
     batch.prior.choose(list(priors_of(viewer))[-1])
     batch.method.setCurrentIndex(batch.method.findData("samples"))
     assert not batch.start.isEnabled()
-    assert "continue its training" in batch.message.text()
+    assert "tick “Error bars too”" in batch.message.text()
     batch.method.setCurrentIndex(batch.method.findData("mean"))
     assert batch.start.isEnabled()
     assert batch.message.text() == ""
@@ -309,6 +309,16 @@ def test_deconvolution_of_a_folder(batch: BatchWidget, qtbot: Any, tmp_path: Pat
     batch.na.setText("1.4")
     with pytest.raises(ValueError, match="choose one"):
         batch.options()
+    batch.psf.setText("")
+    shown = batch.optics.isRowVisible
+    for microscope, field in (("confocal", batch.excitation), ("light-sheet", batch.sheet)):
+        assert not shown(field)
+        choose(batch.microscope, microscope)
+        assert shown(field)
+        blur = batch.options().restoration["operator"](open_volume(batch.table.rows[0].source))
+        assert np.asarray(blur.psf).sum() == pytest.approx(1)
+    choose(batch.microscope, "widefield")
+    batch.psf.setText(str(tmp_path / "psf.tif"))
     batch.na.setText("")
     batch.draws.setValue(2)
     batch.steps.setValue(2)

@@ -256,6 +256,9 @@ def test_settings_are_those_of_the_preferences(plugin_settings: Any, plugin: Any
     section.memory_mb = 500
     section.cache_folder = str(tmp_path)
     assert settings() == Settings("cpu", 500, tmp_path)
+    # by default unfinished trainings outlive the temporary folder
+    assert settings().trainings == tmp_path / "trainings"
+    assert not Settings().trainings.is_relative_to(Settings().cache_folder)
     with pytest.raises(ValueError, match="enum"):
         section.device = "abacus"
 

@@ -168,7 +168,7 @@ def test_a_prior_without_the_stage_below(sample: SampleWidget, viewer: Any) -> N
     assert not sample.draw.isEnabled()
     assert not sample.audit.isEnabled()
     assert "no new images" in sample.message.text()
-    assert "continue its training" in sample.message.text()
+    assert "tick “Error bars too”" in sample.message.text()
     sample.prior.choose(good)
     assert sample.draw.isEnabled()
     assert sample.message.text() == ""

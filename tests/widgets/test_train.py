@@ -57,7 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(train, "settings", lambda: Settings(device="cpu", cache_folder=tmp_path / "cache"))
     monkeypatch.setattr(_training_job, "FIRST_PREVIEW", 0.0)
     monkeypatch.setattr(_training_job, "PREVIEW_EVERY", 0.3)
-    return tmp_path / "cache" / train.TRAININGS
+    return tmp_path / "cache" / "trainings"
 
 
 @pytest.fixture

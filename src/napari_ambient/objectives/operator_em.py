@@ -40,7 +40,7 @@ class OperatorEM(Objective):
     stages : int
         Stages of split Gibbs per draw, of six calls each.
     capacity : int
-        Draws held.
+        Draws held for each crop of a batch: small batches bring few, and the first guesses would stay for ever.
     refresh : int
         Steps between new ones (a batch at a time).
     beginning : float
@@ -58,13 +58,14 @@ class OperatorEM(Objective):
         recorruption: Recorruption,
         *,
         stages: int = 6,
-        capacity: int = 96,
+        capacity: int = 12,
         refresh: int = 10,
         beginning: float = BEGINNING,
     ) -> None:
         super().__init__(recorruption)
         white_noise_alone(self.name, recorruption)
         self.stages, self.refresh, self.beginning = stages, refresh, beginning
+        self.capacity = capacity
         self.buffer = Buffer(capacity)
         self.anchor = Anchor(recorruption)
         self._started = False
@@ -80,6 +81,7 @@ class OperatorEM(Objective):
         """See `Objective.losses`."""
         light, known = batch.evidence()
         begins = batch.progress < self.beginning
+        self.buffer.capacity = self.capacity * len(batch.counts)
         if self.buffer.due(self.refresh) or begins:
             with torch.no_grad():
                 if begins:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import platformdirs
+
 PLUGIN = "napari-ambient"
+TEMPORARY = Path(tempfile.gettempdir()) / PLUGIN
 SECTION = "compute"
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -26,12 +29,19 @@ class Settings:
     memory_mb : int
         Results larger than this many MB go to an OME-Zarr folder on disk instead of memory.
     cache_folder : Path
-        Where such results and unfinished trainings are kept.
+        Where such results, of images that come from no file, and unfinished trainings are kept. By default results are
+        kept in the system's temporary folder, and trainings, which are to outlive it, in the user's data folder.
     """
 
     device: Device = "auto"
     memory_mb: int = 2000
-    cache_folder: Path = Path(tempfile.gettempdir()) / PLUGIN
+    cache_folder: Path = TEMPORARY
+
+    @property
+    def trainings(self) -> Path:
+        """Folder of unfinished trainings."""
+        kept = self.cache_folder != TEMPORARY
+        return (self.cache_folder if kept else platformdirs.user_data_path(PLUGIN, appauthor=False)) / "trainings"
 
 
 def settings() -> Settings:

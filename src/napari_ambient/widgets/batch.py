@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 NEEDS_BELOW = (
     "This prior was trained without the stage below the noise, so it can give no error bars and no new images. In "
-    "Train, continue its training with that stage, or choose another prior."
+    "Train, choose it under “Start from” and tick “Error bars too”, or choose another prior."
 )
 """What to say and do where a prior knows nothing below the noise of its data."""
 
@@ -184,6 +184,8 @@ class BatchWidget(QWidget):
         self.index = QLineEdit("1.515")
         self.index.setToolTip("Of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0")
         self.microscope = _choices({name: name for name in get_args(Microscope)})
+        self.excitation = _number_box(488, 200, 2000, "Wavelength of the laser")
+        self.sheet = _number_box(3000, 100, 100_000, "Thickness of the light sheet (full width at half maximum)")
         self.outputs = QLineEdit("mean std")
         self.outputs.setToolTip("Channels of the result: mean, std, quantiles such as q05 and q95, draws")
         self.suffix = QLineEdit("_restored")
@@ -222,7 +224,7 @@ class BatchWidget(QWidget):
         ):
             more.addRow(label, field)
         blur = QWidget()
-        optics = labelled_rows(blur)
+        self.optics = optics = labelled_rows(blur)
         optics.setContentsMargins(8, 0, 0, 0)
         optics.addRow("PSF", _row(self.psf, self.browse_psf))
         for label, field in (
@@ -231,6 +233,8 @@ class BatchWidget(QWidget):
             ("Wavelength (nm)", self.wavelength),
             ("Refractive index", self.index),
             ("Microscope", self.microscope),
+            ("Excitation (nm)", self.excitation),
+            ("Sheet (nm)", self.sheet),
         ):
             optics.addRow(label, field)
         column = scrolled_column(self)
@@ -258,7 +262,7 @@ class BatchWidget(QWidget):
         self.start.clicked.connect(self.restore)
         self._timer.timeout.connect(self._show_progress)
         self.prior.changed.connect(self._refresh)
-        for box in (self.method, self.format, self.noise):
+        for box in (self.method, self.format, self.noise, self.microscope):
             box.currentIndexChanged.connect(self._refresh)
         self.folder.textChanged.connect(self._refresh)
         for field in (self.axes, self.voxel_size, self.channel):
@@ -316,11 +320,14 @@ class BatchWidget(QWidget):
             return None
         optics = Optics()
         if na:
+            microscope = cast(Microscope, self.microscope.currentData())
             optics = Optics(
                 na=_positive(na, "the numerical aperture"),
                 wavelength=float(self.wavelength.value()),
-                microscope=cast(Microscope, self.microscope.currentData()),
+                microscope=microscope,
                 refractive_index=_positive(self.index.text(), "the refractive index"),
+                excitation=float(self.excitation.value()) if microscope == "confocal" else None,
+                sheet_thickness=self.sheet.value() / 1000 if microscope == "light-sheet" else None,
             )
         check_optics(bool(psf), optics)
         if self.method.currentData() == "mean":
@@ -344,6 +351,9 @@ class BatchWidget(QWidget):
 
     def _refresh(self) -> None:
         """Show what the choices leave open: which fields count, and whether the work can start."""
+        microscope = self.microscope.currentData()
+        self.optics.setRowVisible(self.excitation, microscope == "confocal")
+        self.optics.setRowVisible(self.sheet, microscope == "light-sheet")
         samples = self.method.currentData() == "samples"
         for field in (self.draws, self.recalibrate):
             self.form.setRowVisible(field, samples)

@@ -71,7 +71,6 @@ if TYPE_CHECKING:
     from napari_ambient.volumes import Volume
 
 RESTORE = "Restore (Ambient restoration)"
-TRAININGS = "trainings"
 """Folder of the unfinished trainings, in the cache folder."""
 TRAIN = "Learn what the clean structures look like, from these images alone"
 TIMING = "Timing a few steps on this machine…"
@@ -562,7 +561,7 @@ class TrainWidget(QWidget):
                 tuple(volumes),
                 config,
                 settings().device,
-                settings().cache_folder / TRAININGS,
+                settings().trainings,
                 self.name.text().strip() or "prior",
                 region,
                 self.noise.models,
@@ -696,7 +695,7 @@ class TrainWidget(QWidget):
         self._unfinished = None
         try:
             volumes = self.source.volumes() if self.source.ready else []
-            for training in known(settings().cache_folder / TRAININGS):
+            for training in known(settings().trainings):
                 if not volumes or not training.fits(volumes) or training.running:
                     continue
                 progress = training.progress()
