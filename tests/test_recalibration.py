@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -95,6 +96,32 @@ def test_the_power_law_is_found(factor: float, power: float, rng: np.random.Gene
     assert (np.abs(np.log(plain)).max() > 0.3) == (power != 1)  # the control: without it the bins are wrong
 
 
+@pytest.mark.parametrize("exposure", [30.0, 0.3])
+def test_what_is_no_power_law_is_found_where_the_data_tell(exposure: float, rng: np.random.Generator) -> None:
+    """Error bars twice too wide below a level and right above it, as of real draws over a dim background.
+
+    With sharp repeats every bin is mended, which no power law does; where little is known the bend stays near one.
+    """
+    count = 60_000
+    std = np.exp(rng.normal(-0.5, 0.5, count))
+    right = std * (0.75 + 0.25 * np.tanh(3 * np.log(std / 0.8)))
+    light = 2 + 4 * std
+    mean = light + right * rng.standard_normal(count)
+    held = rng.poisson(exposure * light) / exposure
+    law, found = (compare(mean, np.stack([std**2] * 2), held, held / exposure, exposure, bend=b) for b in (False, True))
+    bins = np.array_split(np.argsort(std), 10)
+
+    def worst(spread: Spread) -> float:
+        mended = std * spread.of(std)
+        return max(abs(math.log(np.sqrt(np.mean((mean - light)[b] ** 2) / np.mean(mended[b] ** 2)))) for b in bins)
+
+    if exposure > 1:
+        assert worst(found) < math.log(1.1) < math.log(1.13) < worst(law)
+    else:
+        assert all(0.7 < by < 1.4 for _, by in found.bend)
+    assert np.sqrt(np.mean((std * found.of(std)) ** 2)) == pytest.approx(found.error, rel=0.04)
+
+
 def test_where_the_data_cannot_tell_the_power_is_one(rng: np.random.Generator) -> None:
     """A few voxels determine the factor alone."""
     std = 1.2 * np.exp(rng.normal(0, 0.1, 400))
@@ -121,6 +148,8 @@ def test_a_power_widens_small_error_bars_more() -> None:
     """Below one, small error bars grow by more than large ones; draws and quantiles follow them voxel by voxel."""
     volume, prior = setting(1.0)
     options = {"method": "samples", "draws": 4, "steps": 4, "outputs": ["mean", "std", "q90"]}
+    with pytest.raises(ValueError, match="rising"):
+        Spread(1.0, bend=((2.0, 1.0), (1.0, 1.0)))
     spread = Spread(1.2, 0.5, claimed=1.0)
     plain, wide = (restore(volume, prior, spread=s, **options) for s in (1.0, spread))
     a, b = (r.data.compute() for r in (plain, wide))

@@ -15,16 +15,18 @@ and since m is the best linear estimate, Cov(xᵢ, m) = Var m for each of them, 
 
     σ² = Σ (xᵢ - m)² / ((n - 1)(1 - r))
 
-`uncertainty.py` uses it for mean and standard deviation. `Spread` corrects the latter by a power law,
+`uncertainty.py` uses it for mean and standard deviation. `Spread` corrects the latter by a power law and a bend,
 
-    s' = f s (s / s₀)^(b - 1)
+    s' = f s (s / s₀)^(b - 1) c(s)
 
-which makes the spread that is claimed larger or smaller (f), and grow faster or slower with itself (b).
+which makes the spread that is claimed larger or smaller (f), grow faster or slower with itself (b), and, where the data
+say more, neither (c, given at some s and straight in log s between them).
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +56,9 @@ class Spread:
         Standard errors of the factor and of the power.
     source : str
         What it was measured by, in words.
+    bend : tuple of (float, float)
+        Claimed standard deviations, photo-electrons, rising, and what the right ones are there in units of the power
+        law's; none where that is all that the data tell.
     """
 
     factor: float
@@ -63,6 +68,7 @@ class Spread:
     uncertainty: float = 0.0
     power_uncertainty: float = 0.0
     source: str = "given"
+    bend: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.factor < 100 and 0 < self.power < 10 and 0 < self.claimed < np.inf):
@@ -70,21 +76,30 @@ class Spread:
                 f"spread has factor {self.factor}, power {self.power} and claimed {self.claimed}; factors of the "
                 "standard deviation are above 0 and below 100 (1: none), powers above 0 and below 10 (1: none)"
             )
+        at = [each for each, _ in self.bend]
+        if at != sorted(set(at)) or any(not (0 < each < np.inf and 0 < by < 100) for each, by in self.bend):
+            raise ValueError(
+                f"spread has the bend {self.bend}; give pairs of a standard deviation, rising from one to the next, "
+                "and a factor, above 0"
+            )
 
     def of(self, std: NDArray[np.floating]) -> Array:
         """Give the factor for each claimed standard deviation, photo-electrons; within 1/30 and 30 of `factor`."""
         ratio = np.maximum(np.asarray(std, dtype=np.float64), 1e-12) / self.claimed
         factors: Array = self.factor * np.clip(ratio ** (self.power - 1), 1 / 30, 30)
+        if self.bend:
+            at, by = np.array(self.bend).T
+            factors *= np.interp(np.log(ratio), np.log(at / self.claimed), by)
         return factors
 
-    def to_dict(self) -> dict[str, float | str]:
+    def to_dict(self) -> dict[str, Any]:
         """Give what a record needs."""
         return asdict(self)
 
     def describe(self) -> str:
         """Say it in words."""
         said = f"error bars multiplied by {self.factor:.3f} ± {self.uncertainty:.3f}"
-        if self.power != 1:
+        if self.power != 1 or self.bend:
             low, high = (float(self.of(np.array([self.claimed * side]))[0]) for side in (0.5, 2.0))
             said += f" ({low:.3f} where they were half as large as usual, {high:.3f} where twice)"
         return f"{said}, by {self.source}"
