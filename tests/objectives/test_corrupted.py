@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from napari_ambient.denoiser import Scale
 from napari_ambient.networks.unet import UNetArguments
-from napari_ambient.objectives import AmbientMask, Batch, FlowDiff
+from napari_ambient.objectives import AmbientMask, Batch, FlowDiff, OperatorEM
 from napari_ambient.objectives.base import ObjectiveError, Setting
 from napari_ambient.objectives.views import Views, view_of
 from napari_ambient.operators import Blur, Downsample, Identity, Mask
@@ -64,3 +65,31 @@ def test_evidence_of_coarse_pixels_and_holes() -> None:
     assert light.shape == known.shape == (1, 1, 16, 16)
     torch.testing.assert_close(light, torch.full_like(light, 3.0))
     assert (~known).sum() == 4 and not known[0, 0, 4:6, 6:8].any()
+
+
+def test_em_learns_large_draws_in_parts_and_forgets_its_first_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops as wide as a wide PSF asks are drawn whole; a batch of one turns a buffer of its own size over."""
+    g = torch.Generator().manual_seed(0)
+    seen: list[tuple[int, ...]] = []
+
+    def denoise(x_t: torch.Tensor, sigma: torch.Tensor, **_: object) -> torch.Tensor:
+        seen.append(tuple(x_t.shape))
+        return x_t
+
+    for width, part in ((64, 64), (136, 64)):
+        objective = OperatorEM(Thinning(), capacity=3, refresh=1)
+        operator = Blur(np.full((3, 3), 1 / 9))
+        objective.prepare(Setting(operator, UNetArguments(), (Scale(2.0, 1.0),)))
+        views = Views([view_of(operator, (1, width, width), (slice(0, 1), *2 * (slice(0, width),)), 0)], (1, 1, 1))
+        counts = torch.poisson(torch.full((1, 1, width, width), 5.0), generator=g)
+        good = torch.ones_like(counts, dtype=torch.bool)
+        batch = Batch(counts, good, good, torch.zeros(1, dtype=torch.long), views=views)
+        for _ in range(5):
+            objective.losses(denoise, denoise, replace(batch, progress=0.0), g)
+        assert len(objective.buffer) == 3
+        assert set(seen) == {(1, 1, part, part)}
+        seen.clear()
+        monkeypatch.setattr(objective, "draw", lambda *_: torch.full((1, 1, width, width), 7.0))  # noqa: B023
+        for _ in range(3 * (1 if part == width else 2)):
+            objective.losses(denoise, denoise, replace(batch, progress=0.5), g)
+        assert (objective.buffer.draw(12, g)["image"] == 7).all()

@@ -7,6 +7,9 @@ times: each step takes some from here, flipped at random, and every few steps th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,15 +51,28 @@ class Buffer:
                 self._rows[name][self._next] = values[row]
             self._next = (self._next + 1) % self.capacity
 
-    def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Give `count` rows at random, the images (four dimensions and more) flipped at random along X and Y."""
+    def draw(self, count: int, generator: torch.Generator, window: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Give `count` rows at random, the images (four dimensions and more) flipped at random along X and Y.
+
+        With a `window`, voxels ([Z,] Y, X), a random part of so many of the images, the same of each.
+        """
         index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
         flips = torch.rand(2, generator=generator, device=generator.device) < 0.5
         axes = [axis for axis, flip in zip((-2, -1), flips.tolist(), strict=True) if flip]
+        sizes = next((v.shape[-len(window) :] for v in self._rows.values() if v.ndim > 3), ())
+        if tuple(window) == tuple(sizes):
+            window = ()
+        cut: list[Any] = [...]
+        for n, width in zip(sizes, window, strict=False):
+            at = int(torch.randint(n - width + 1, (), generator=generator, device=generator.device))
+            cut.append(slice(at, at + width))
         result = {}
         for name, values in self._rows.items():
             chosen = values[index.to(values.device)]
-            result[name] = chosen.flip(axes) if chosen.ndim > 3 and axes else chosen
+            if chosen.ndim > 3:
+                part = chosen[tuple(cut)]
+                chosen = part.flip(axes) if axes else part
+            result[name] = chosen
         return result
 
     def state(self) -> dict[str, Tensor]:

@@ -7,10 +7,16 @@ the denoiser learns to denoise the draws at all levels (the M-step); a buffer of
 What A has removed comes from the prior alone, so it stays what the first prior made it: the training begins with
 smooth guesses (`first_guess.py`) in place of draws, or with the one-call answers of the prior that it starts from.
 One call of the denoiser at the measurement's level is taught the mean of the draws, or held at what that prior knew.
+
+Crops must be wider than A reaches, behind a deep PSF much wider than structures are. They are drawn whole and learned
+in parts: a nucleus behind a PSF of 45 planes, in a quarter of an hour of one core, 32.5 dB in one call after 1500 steps
+in parts where 540 steps on whole crops give 31.3.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -28,6 +34,14 @@ from .em import level_denoiser
 from .first_guess import BEGINNING, Seen, first_guess
 from .flow_diff import white_noise_alone
 from .gaussian_levels import HIGH, LOW, denoising
+
+WHOLE = (32, 96, 96)
+"""(Z, Y, X) voxels from which on a draw is learned in parts of half its width."""
+
+
+def part_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Give how many voxels of a crop ([Z,] Y, X) are learned at once, multiples of 8 where it is cut."""
+    return tuple(n // 2 // 8 * 8 if n >= least else n for n, least in zip(shape, WHOLE[-len(shape) :], strict=True))
 
 
 class OperatorEM(Objective):
@@ -82,7 +96,10 @@ class OperatorEM(Objective):
         light, known = batch.evidence()
         begins = batch.progress < self.beginning
         self.buffer.capacity = self.capacity * len(batch.counts)
-        if self.buffer.due(self.refresh) or begins:
+        window = part_of(light.shape[2:])
+        whole = math.prod(light.shape[2:]) // math.prod(window)
+        due = self.buffer.due(self.refresh * max(1, whole // 2))
+        if due or (begins and (whole == 1 or len(self.buffer) < self.buffer.capacity)):
             with torch.no_grad():
                 if begins:
                     image = self._first(average, batch, light, known)
@@ -90,7 +107,7 @@ class OperatorEM(Objective):
                     image = self.draw(average, batch, light, generator)
             seen = stabilise(light, 1.0)
             self.buffer.add({"image": image, "seen": seen, "known": known, "channel": batch.channel})
-        held = self.buffer.draw(len(batch.counts), generator)
+        held = self.buffer.draw(len(batch.counts), generator, window)
         every = torch.ones_like(held["image"], dtype=torch.bool)
         loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
         return {"denoise": loss, "mean": self._one_call(denoiser, average, batch, light, known, held)}
