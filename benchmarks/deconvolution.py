@@ -307,7 +307,7 @@ def main(
     if "3D" in cases:
         runs.append(solid(steps // 5, below_steps // 3, draws))
     if "nucleus" in cases and data is not None:
-        runs.append(nucleus(data, steps // 10, draws))
+        runs.append(nucleus(data, steps // 2, draws))
     for run in runs:
         for row in run:
             rows.append(row)

@@ -194,10 +194,12 @@ def test_a_given_line_keeps_the_mean_counts() -> None:
         fitted.with_line(-1.0, 95.0)
 
 
-def test_much_read_noise_changes_the_form() -> None:
+def test_a_given_line_keeps_the_form() -> None:
+    """White noise is thinned, however much of it is read noise; correlated noise cannot be."""
     photons = NoiseModel(gain=1.0, intercept=-100.0, photons=1.0)
-    assert photons.form == "thinning"
-    assert photons.with_line(1.0, 80.0, 100.5).form == "gaussian"
+    assert photons.form == photons.with_line(1.0, 80.0, 100.5).form == "thinning"
+    correlated = replace(photons, correlation=np.array([[0.3, 1.0, 0.3]]))
+    assert correlated.with_line(1.0, 80.0, 100.5).form == "gaussian"
 
 
 def tiny_prior(widths: tuple[int, ...] = (8, 8, 8), *, dims: int = 2) -> Prior:
