@@ -5,7 +5,8 @@ stopping. Leaving the loop at any step leaves a usable prior, ``step.prior()``, 
 moving average. Everything drawn at a step depends on (seed, step, rank), so that a training resumed from a checkpoint,
 also after the process was killed, ends with the very weights of one that was not interrupted.
 
-Adam with a cosine schedule and clipped gradients, bfloat16 where it pays, `DistributedDataParallel` under `torchrun`.
+Muon (`muon.py`) with a cosine schedule and clipped gradients, bfloat16 where it pays, `DistributedDataParallel` under
+`torchrun`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from .amortised import AmortisedPosterior, measured
 from .choices import Below, ObjectiveName
 from .denoiser import Denoiser, Scale
 from .devices import autocast, choose_device, memory_errors
+from .muon import Muon
 from .networks.low_rank import add_low_rank, merged_state
-from .networks.unet import WIDTHS, UNet, UNetArguments, choose_arguments
+from .networks.unet import UNet, UNetArguments, choose_arguments
 from .noise import NoiseModel
 from .noise_fit import fit_noise
 from .objectives import BELOW, OBJECTIVES, Batch, Objective
@@ -65,6 +67,7 @@ from .train_config import CHECKPOINT, TrainConfig, TrainingError
 from .volumes import Volume
 from .volumes.patches import Crop, PatchStream
 
+BEARS = {2: 48, 3: 24}  # features of the finest level up to which a network bears the whole learning rate
 MOVED = 0.2  # standard deviations of the noise that one-call answers may move in the stage below it without a word
 _SEEDING = threading.Lock()  # trainings of two widgets start with one shared generator
 
@@ -220,7 +223,7 @@ class _Training:
             raise TrainingError(f"objective is {objective!r}; choose one of auto, {', '.join(OBJECTIVES)}")
         if not volumes:
             raise TrainingError("no volume was given; training needs at least one stack")
-        self.config, self.volumes = config, volumes
+        self.volumes = volumes
         self.rank, self.world = _join_processes()
         self.device = choose_device(device)
         self.channels = _channels(volumes)
@@ -228,6 +231,9 @@ class _Training:
         self.operator = operator
         _check_operator(volumes, operator)
         dims, depth = _choose_dims(volumes[0], config, planes_alone=kind.planes_alone)
+        if config.batch is None:
+            config = replace(config, batch=16 if dims == 2 and isinstance(operator, Identity) else 8)
+        self.config = config
         arguments = choose_arguments(
             config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
         )
@@ -276,8 +282,8 @@ class _Training:
             self.companion.to(self.device)
             self.companion_average = AveragedModel(self.companion, avg_fn=_decay(config.average), use_buffers=False)
             self.companion_average.requires_grad_(False)
-            trained += list(self.companion.parameters())
-        self.optimiser = torch.optim.Adam(trained, lr=self.rate, betas=(0.9, 0.99))
+        others = [] if self.companion is None else list(self.companion.parameters())
+        self.optimiser = Muon(trained, self.rate, others=others)
         self.history: list[dict[str, Any]] = []
         self.kind = objective
 
@@ -294,7 +300,7 @@ class _Training:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             batch = self.batch(
-                self.stream.crops(index, max(1, config.batch // self.world), self.rank), min(1.0, index / config.steps)
+                self.stream.crops(index, self.crops_per_step, self.rank), min(1.0, index / config.steps)
             )
             with autocast(self.device, config.precision):
                 terms = objective.losses(model, self.average, batch, self.generator(index))
@@ -324,6 +330,12 @@ class _Training:
             if folder is not None and (index % config.checkpoint_every == 0 and index < config.total):
                 self.save_checkpoint(folder, index)
             yield Step(index, config.total, losses, validation, time.perf_counter() - begin, self)
+
+    @property
+    def crops_per_step(self) -> int:
+        """Crops per step of this process."""
+        assert self.config.batch is not None
+        return max(1, self.config.batch // self.world)
 
     def stage(self, index: int) -> tuple[Objective, float]:
         """Give the objective of a step, and its learning rate; the stage below the noise begins again at half of it."""
@@ -535,6 +547,7 @@ class _Training:
         facts = {
             **asdict(replace(self.config, checkpoint_every=1)),
             "objective": self.kind,
+            "optimiser": type(self.optimiser).__name__,
             "start": self.started_from,
             "operator": self.operator.to_dict(),
             "volumes": [[v.axes, list(v.shape)] for v in self.volumes],
@@ -633,8 +646,7 @@ def pace(arguments: UNetArguments) -> float:
     At the small network's 2e-3 the medium one (2D) diverges as soon as the warm-up ends, and never recovers: 31.6 dB
     on a confocal stack that the small one restores at 38.1.
     """
-    small = WIDTHS[arguments.dims]["small"][0]
-    return min(1.0, small / arguments.widths[0]) / arguments.blocks
+    return min(1.0, BEARS[arguments.dims] / arguments.widths[0]) / arguments.blocks
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def _below_seconds(
         yield None
     usual = min(plain)
     if isinstance(stage, DrawStage):
-        full = min(config.below_steps, -(-stage.buffer.capacity // config.batch))
+        full = min(config.below_steps, -(-stage.buffer.capacity // step._training.crops_per_step))
         later = (drawing[0] + (stage.refresh - 1) * usual) / stage.refresh
         yield full * drawing[0] + (config.below_steps - full) * later
     else:

@@ -28,7 +28,7 @@ from napari_ambient.choices import Size
 TRUSTED = 1024  # voxels of a 3D level from which on bfloat16 is used on a CPU (seen wrong at 144, right at 1152)
 
 WIDTHS: dict[int, dict[str, tuple[int, ...]]] = {
-    2: {"small": (48, 72, 96), "medium": (64, 128, 192), "large": (96, 192, 256, 320)},
+    2: {"small": (32, 48, 64), "medium": (64, 128, 192), "large": (96, 192, 256, 320)},
     3: {"small": (24, 40, 56), "medium": (48, 80, 128), "large": (64, 128, 192, 256)},
 }
 BLOCKS: dict[str, int] = {"small": 1, "medium": 2, "large": 2}
@@ -58,7 +58,7 @@ class UNetArguments:
 
     dims: int = 2
     channels: int = 1
-    widths: tuple[int, ...] = (48, 72, 96)
+    widths: tuple[int, ...] = (32, 48, 64)
     blocks: int = 1
     strides: tuple[tuple[int, ...], ...] = ((2, 2), (2, 2), (2, 2))
     condition: int = 3
@@ -91,7 +91,7 @@ def choose_arguments(
     Parameters
     ----------
     size : {"small", "medium", "large"}
-        `small` (under 0.6 million parameters) is for a CPU.
+        `small` (0.3 million parameters) is for a CPU.
     dims : int
         2 or 3.
     channels : int
