@@ -34,40 +34,34 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-class Muon(torch.optim.Adam):
-    """Muon for kernels, Adam (betas 0.9 and 0.99) for all other parameters, at one learning rate.
+class Muon(torch.optim.Optimizer):
+    """Muon, for kernels alone.
 
     Parameters
     ----------
-    parameters : iterable of Parameter
-        Those of four dimensions and more are kernels (out, in, [Z,] Y, X).
+    kernels : iterable of Parameter
+        Of three dimensions and more, (out, in, [Z,] [Y,] X).
     lr : float
-        Learning rate.
-    others : iterable of Parameter
-        More parameters, all for Adam.
+        Learning rate of Adam.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, *, others: Iterable[nn.Parameter] = ()) -> None:
-        super().__init__([{"params": list(parameters), "kernels": True}], lr=lr, betas=(0.9, 0.99))
-        more = list(others)
-        if more:
-            self.add_param_group({"params": more, "kernels": False})
+    def __init__(self, kernels: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(kernels, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step; the gradients of kernels are used up."""
+        """Take a step."""
         assert closure is None
         for group in self.param_groups:
-            alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-            for parameter in group["params"] if group["kernels"] else ():
-                if parameter.ndim >= 4 and parameter.grad is not None:
-                    alike[tuple(parameter.shape)].append(parameter)
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for kernel in group["params"]:
+                if kernel.grad is not None:
+                    alike[kernel.shape].append(kernel)
             for kernels in alike.values():
                 self._step_together(kernels, group["lr"])
-        super().step()
 
     def _step_together(self, kernels: list[Tensor], rate: float) -> None:
-        """Take the step of some kernels of one shape, whose gradients Adam is not to see."""
+        """Take the step of some kernels of one shape."""
         directions = []
         for kernel in kernels:
             state: dict[str, Any] = self.state[kernel]
@@ -76,11 +70,40 @@ class Muon(torch.optim.Adam):
             assert kernel.grad is not None
             state["momentum"].lerp_(kernel.grad, 1 - MOMENTUM)
             directions.append(kernel.grad.lerp(state["momentum"], MOMENTUM).flatten(1))
-            kernel.grad = None
         matrices = orthogonalised(torch.stack(directions))
         size = SIZE * max(matrices.shape[1:]) ** 0.5
         for kernel, matrix in zip(kernels, matrices, strict=True):
             kernel.sub_(matrix.reshape(kernel.shape), alpha=rate * size)
+
+
+def optimisers_for(
+    module: nn.Module, lr: float, *, others: Iterable[nn.Parameter] = ()
+) -> dict[str, torch.optim.Optimizer]:
+    """Give Muon for the kernels of a network, and Adam (betas 0.9 and 0.99) for its other parameters and `others`.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network; what needs no gradient is left out.
+    lr : float
+        Learning rate of both.
+    others : iterable of Parameter
+        More parameters, all for Adam.
+
+    Returns
+    -------
+    dict of str to Optimizer
+        By name, "muon" and "adam"; one that would have nothing to do is missing.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    kernels, rest = [p for p in trained if p.ndim > 2], [p for p in trained if p.ndim <= 2]
+    rest += others
+    result: dict[str, torch.optim.Optimizer] = {}
+    if kernels:
+        result["muon"] = Muon(kernels, lr)
+    if rest:
+        result["adam"] = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.99))
+    return result
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

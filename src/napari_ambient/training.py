@@ -38,7 +38,7 @@ from .amortised import AmortisedPosterior, measured
 from .choices import Below, ObjectiveName
 from .denoiser import Denoiser, Scale
 from .devices import autocast, choose_device, memory_errors
-from .muon import Muon
+from .muon import optimisers_for
 from .networks.low_rank import add_low_rank, merged_state
 from .networks.unet import UNet, UNetArguments, choose_arguments
 from .noise import NoiseModel
@@ -275,7 +275,6 @@ class _Training:
         self.average = AveragedModel(self.denoiser, avg_fn=_decay(config.average), use_buffers=False)
         self.average.requires_grad_(False)
         self.rate = config.learning_rate * pace(arguments)
-        trained = [p for p in self.denoiser.parameters() if p.requires_grad]
         self.companion = self.objective.companion
         self.companion_average: AveragedModel | None = None
         if self.companion is not None:
@@ -283,7 +282,7 @@ class _Training:
             self.companion_average = AveragedModel(self.companion, avg_fn=_decay(config.average), use_buffers=False)
             self.companion_average.requires_grad_(False)
         others = [] if self.companion is None else list(self.companion.parameters())
-        self.optimiser = Muon(trained, self.rate, others=others)
+        self.optimisers = optimisers_for(self.denoiser, self.rate, others=others)
         self.history: list[dict[str, Any]] = []
         self.kind = objective
 
@@ -297,15 +296,17 @@ class _Training:
         begin = time.perf_counter()
         for index in range(first + 1, config.total + 1):
             objective, rate = self.stage(index)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
+            for optimiser in self.optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
             batch = self.batch(
                 self.stream.crops(index, self.crops_per_step, self.rank), min(1.0, index / config.steps)
             )
             with autocast(self.device, config.precision):
                 terms = objective.losses(model, self.average, batch, self.generator(index))
             total = sum(terms.values(), start=torch.zeros((), device=self.device))
-            self.optimiser.zero_grad(set_to_none=True)
+            for optimiser in self.optimisers.values():
+                optimiser.zero_grad(set_to_none=True)
             total.backward()
             if self.companion is not None and self.world > 1:
                 _average_gradients(self.companion, self.world)
@@ -316,7 +317,8 @@ class _Training:
                     f"the loss became {losses} at step {index}; lower learning_rate (now {config.learning_rate:g}), "
                     "and check that the noise fit suits the data (napari-ambient fit-noise)"
                 )
-            self.optimiser.step()
+            for optimiser in self.optimisers.values():
+                optimiser.step()
             self.average.update_parameters(self.denoiser)
             if self.companion_average is not None:
                 assert self.companion is not None
@@ -487,8 +489,9 @@ class _Training:
             tensors |= {f"companion.{k}": v for k, v in self.companion.state_dict().items()}
             tensors |= {f"companion_average.{k}": v for k, v in self.companion_average.state_dict().items()}
         tensors |= {f"objective.{k}": v for k, v in self.objective.state().items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{k}": v for k, v in state.items()}
+        for name, optimiser in self.optimisers.items():
+            for number, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name}.{number}.{k}": v for k, v in state.items()}
         if self.below is not None and index > self.config.steps:
             tensors |= {f"below.{k}": v for k, v in self.below.state().items()}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -530,13 +533,14 @@ class _Training:
             self.companion.load_state_dict(part("companion."))
             self.companion_average.load_state_dict(part("companion_average."))
         self.objective.load({k: v.to(self.device) for k, v in part("objective.").items()})
-        state = self.optimiser.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimiser.").items():
-            number, name = key.split(".", 1)
-            moments.setdefault(int(number), {})[name] = value
-        state["state"] = moments
-        self.optimiser.load_state_dict(state)
+        for name, optimiser in self.optimisers.items():
+            state = optimiser.state_dict()
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in part(f"{name}.").items():
+                number, moment = key.split(".", 1)
+                moments.setdefault(int(number), {})[moment] = value
+            state["state"] = moments
+            optimiser.load_state_dict(state)
         if self.below is not None and int(facts["step"]) > self.config.steps:
             self.below.load({k: v.to(self.device) for k, v in part("below.").items()})
         self.history = list(facts["history"])
@@ -547,7 +551,7 @@ class _Training:
         facts = {
             **asdict(replace(self.config, checkpoint_every=1)),
             "objective": self.kind,
-            "optimiser": type(self.optimiser).__name__,
+            "optimisers": sorted(self.optimisers),
             "start": self.started_from,
             "operator": self.operator.to_dict(),
             "volumes": [[v.axes, list(v.shape)] for v in self.volumes],
