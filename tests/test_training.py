@@ -429,7 +429,7 @@ def test_low_rank_needs_something_learned(learned: Prior) -> None:
     """Without a prior, or with a rank that restricts nothing, the error says what to do."""
     with pytest.raises(TrainingError, match=r"low_rank is 2, but there is no prior to start from.*--from PRIOR"):
         train(noisy(), NOISE, config=LOW_RANK)
-    with pytest.raises(TrainingError, match=r"choose 1 to 95 .*train all weights"):
+    with pytest.raises(TrainingError, match=r"choose 1 to 63 .*train all weights"):
         train(noisy(), NOISE, start=learned, config=replace(LOW_RANK, low_rank=96))
     with pytest.raises(TrainingError, match="low_rank is -1; it must be 0"):
         TrainConfig(low_rank=-1)

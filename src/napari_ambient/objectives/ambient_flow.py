@@ -22,7 +22,7 @@ from napari_ambient.networks.flow import ConditionalFlow, choose_flow
 from napari_ambient.recorruption import Recorruption, fill, stabilise
 
 from .base import Batch, Denoise, Objective, Setting
-from .first_guess import BEGINNING, first_guess
+from .first_guess import BEGINNING, FirstGuess
 from .flow_diff import make_posterior, white_noise_alone
 from .gaussian_levels import HIGH, LOW, denoising
 
@@ -54,6 +54,7 @@ class AmbientFlow(Objective):
         if draws < 1:
             raise ValueError(f"draws is {draws}; give 1 or more")
         self.draws, self.beginning = draws, beginning
+        self.guess = FirstGuess()
 
     def prepare(self, setting: Setting) -> None:
         """See `Objective.prepare`; makes the flows."""
@@ -80,7 +81,7 @@ class AmbientFlow(Objective):
             made = self.posterior.restored(self.prior(z)[0], batch.channel)
         if batch.progress < self.beginning:
             with torch.no_grad():
-                made = self.recorruption.scaled(first_guess(batch, batch.evidence()[0]))
+                made = self.recorruption.scaled(self.guess(batch, batch.evidence()[0], generator))
             # a little noise, for a density of its own to be there
             rough = made + ROUGH * torch.randn(made.shape, generator=generator, device=generator.device).to(made)
             terms["first"] = -self.posterior.log_density(self.prior, rough, batch.channel).mean() / made[0].numel()
@@ -94,6 +95,14 @@ class AmbientFlow(Objective):
     def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:
         """Held-out bound on -log p(y), nats per clean voxel."""
         return self.bound(batch, generator)[0]
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective.state`."""
+        return self.guess.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        self.guess.load(state)
 
     def bound(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Give the bound on -log p(y) per clean voxel, up to what depends on y, and one draw of each crop."""

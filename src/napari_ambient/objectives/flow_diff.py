@@ -27,7 +27,7 @@ from napari_ambient.networks.flow import ConditionalFlow, choose_flow
 from napari_ambient.recorruption import Recorruption, fill
 
 from .base import Batch, Denoise, Objective, ObjectiveError, Setting
-from .first_guess import BEGINNING, first_guess
+from .first_guess import BEGINNING, FirstGuess
 from .gaussian_levels import HIGH, LOW, denoising
 
 
@@ -56,6 +56,7 @@ class FlowDiff(Objective):
         super().__init__(recorruption)
         white_noise_alone(self.name, recorruption)
         self.low, self.high, self.beginning = low, high, beginning
+        self.guess = FirstGuess()
         self.posterior: AmortisedPosterior
 
     def prepare(self, setting: Setting) -> None:
@@ -79,7 +80,7 @@ class FlowDiff(Objective):
         drawn = x.detach()
         if batch.progress < self.beginning:
             with torch.no_grad():
-                drawn = self.recorruption.scaled(first_guess(batch, batch.evidence()[0]))
+                drawn = self.recorruption.scaled(self.guess(batch, batch.evidence()[0], generator))
         return terms | self.teach(denoiser, drawn, batch, generator)
 
     def teach(self, denoiser: Denoise, drawn: Tensor, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -97,6 +98,14 @@ class FlowDiff(Objective):
         x, terms = elbo(self.recorruption, self.posterior, batch, generator)
         bound = prior_bound(denoiser, x, batch.channel, generator, low=self.low, high=self.high)
         return sum(terms.values(), start=bound.mean() / x[0].numel())
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective.state`."""
+        return self.guess.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """See `Objective.load`."""
+        self.guess.load(state)
 
 
 def white_noise_alone(name: str, form: Recorruption) -> None:

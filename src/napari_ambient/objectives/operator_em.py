@@ -30,7 +30,7 @@ from .anchor import Anchor
 from .base import Batch, Denoise, Objective, Setting
 from .buffer import Buffer
 from .em import level_denoiser
-from .first_guess import BEGINNING, Seen, first_guess
+from .first_guess import BEGINNING, FirstGuess, Seen
 from .flow_diff import white_noise_alone
 from .gaussian_levels import HIGH, LOW, denoising
 
@@ -81,6 +81,7 @@ class OperatorEM(Objective):
         self.capacity = capacity
         self.buffer = Buffer(capacity)
         self.anchor = Anchor(recorruption)
+        self.guess = FirstGuess()
         self._started = False
 
     def prepare(self, setting: Setting) -> None:
@@ -101,7 +102,7 @@ class OperatorEM(Objective):
         if due or (begins and (whole == 1 or len(self.buffer) < self.buffer.capacity)):
             with torch.no_grad():
                 if begins:
-                    image = self._first(average, batch, light, known)
+                    image = self._first(average, batch, light, known, generator)
                 else:
                     image = self.draw(average, batch, light, generator)
             seen = stabilise(light, 1.0)
@@ -132,10 +133,12 @@ class OperatorEM(Objective):
         answer = self.answer(denoiser, held["seen"], rows, held["known"])
         return self.recorruption.agreement(answer, held["image"]).mean()
 
-    def _first(self, average: Denoise, batch: Batch, light: Tensor, known: Tensor) -> Tensor:
+    def _first(
+        self, average: Denoise, batch: Batch, light: Tensor, known: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Guess the clean crops, scaled intensity: by the denoiser's own answers, where it was trained before."""
         if not self._started:
-            return self.recorruption.scaled(first_guess(batch, light))
+            return self.recorruption.scaled(self.guess(batch, light, generator))
         return self.answer(average, stabilise(light, 1.0), batch, known).to(light.dtype)
 
     def draw(self, average: Denoise, batch: Batch, light: Tensor, generator: torch.Generator) -> Tensor:
@@ -170,9 +173,10 @@ class OperatorEM(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """See `Objective.state`."""
-        return {**self.buffer.state(), **self.anchor.state()}
+        return {**self.buffer.state(), **self.anchor.state(), **self.guess.state()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """See `Objective.load`."""
+        self.guess.load(state)
         self.anchor.load(state)
         self.buffer.load(state)
