@@ -167,8 +167,8 @@ def test_sample_data_is_small_and_says_its_axes_and_voxel_size() -> None:
     assert sum(file.stat().st_size for file in files) < 5e6
     expected = {
         "filaments_2d.tif": ("TYX", (16, 256, 256), 0.065, None),
-        "mitochondria_3d.tif": ("ZYX", (24, 128, 128), 0.1, 0.3),
-        "filaments_3d_blurred.tif": ("ZYX", (32, 128, 128), 0.1, 0.2),
+        "mitochondria_3d.tif": ("ZYX", (32, 128, 128), 0.1, 0.2),
+        "mitochondria_3d_blurred.tif": ("ZYX", (32, 128, 128), 0.1, 0.2),
         "psf_widefield.tif": ("ZYX", (31, 31, 31), 0.1, 0.2),
     }
     for name, (axes, shape, lateral, axial) in expected.items():
@@ -185,7 +185,7 @@ def test_sample_data_is_small_and_says_its_axes_and_voxel_size() -> None:
 def test_blurred_sample_is_its_truth_through_its_psf() -> None:
     counts, truth, psf = (
         tifffile.imread(SAMPLE_DATA / f"{name}.tif")
-        for name in ("filaments_3d_blurred", "filaments_3d_truth", "psf_widefield")
+        for name in ("mitochondria_3d_blurred", "mitochondria_3d_blurred_truth", "psf_widefield")
     )
     expected = 100 + blur(truth - 100, psf)
     residual = (counts - expected) / np.sqrt(Camera.scmos().variance((expected - 100) / 2.2) + 1 / 12)

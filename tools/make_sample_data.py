@@ -26,8 +26,8 @@ from napari_ambient.simulate import (
 )
 
 FIELD_STEP = (0.065, 0.065)
-CONFOCAL_STEP = (0.3, 0.1, 0.1)
-WIDEFIELD_STEP = (0.2, 0.1, 0.1)
+STACK_STEP = (0.2, 0.1, 0.1)
+SHARP_SEED, BLURRED_SEED = 7, 3
 FIELDS = 16
 
 
@@ -42,17 +42,10 @@ def field_light(seed: int) -> NDArray[np.float32]:
     return rounded(light + through_microscope(tubes, psf, peak=15.0, haze=0.2))
 
 
-def confocal_light() -> NDArray[np.float32]:
-    """Make the expected photo-electrons of a confocal stack, (24, 128, 128): mitochondria."""
-    tubes = mitochondria((24, 128, 128), 7, voxel_size=CONFOCAL_STEP, density=0.5)
-    psf = gaussian_psf(CONFOCAL_STEP)
-    return rounded(through_microscope(tubes, psf, peak=14.0, background=0.2, haze=0.1, haze_width=(3, 8, 8)))
-
-
-def widefield_specimen() -> NDArray[np.float32]:
-    """Make the photo-electrons that a perfect microscope would see, (32, 128, 128): filaments."""
-    density = filaments((32, 128, 128), 3, voxel_size=WIDEFIELD_STEP, density=0.5)
-    return rounded(2.0 + 3000.0 * density)
+def sharp_light(seed: int) -> NDArray[np.float32]:
+    """Make the expected photo-electrons of a confocal stack of one cell, (32, 128, 128): mitochondria."""
+    tubes = mitochondria((32, 128, 128), seed, voxel_size=STACK_STEP, density=0.8)
+    return rounded(through_microscope(tubes, gaussian_psf(STACK_STEP), peak=80.0, background=0.5))
 
 
 def rounded(light: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,18 +70,16 @@ def main(folder: str | Path = "sample_data") -> None:
     save(folder / "filaments_2d.tif", noisy, "TYX", FIELD_STEP)
     save(folder / "filaments_2d_truth.tif", expected_counts(camera, light), "TYX", FIELD_STEP)
 
-    camera = Camera.pmt()
-    light = confocal_light()
-    save(folder / "mitochondria_3d.tif", camera.expose(light, np.random.default_rng(7)), "ZYX", CONFOCAL_STEP)
-    save(folder / "mitochondria_3d_truth.tif", expected_counts(camera, light), "ZYX", CONFOCAL_STEP)
+    light = sharp_light(SHARP_SEED)
+    save(folder / "mitochondria_3d.tif", camera.expose(light, np.random.default_rng(7)), "ZYX", STACK_STEP)
+    save(folder / "mitochondria_3d_truth.tif", expected_counts(camera, light), "ZYX", STACK_STEP)
 
-    camera = Camera.scmos()
-    psf = born_wolf_psf((31, 31, 31), WIDEFIELD_STEP)
-    specimen = widefield_specimen()
-    counts = camera.expose(rounded(blur(specimen, psf)), np.random.default_rng(3))
-    save(folder / "filaments_3d_blurred.tif", counts, "ZYX", WIDEFIELD_STEP)
-    save(folder / "filaments_3d_truth.tif", expected_counts(camera, specimen), "ZYX", WIDEFIELD_STEP)
-    save(folder / "psf_widefield.tif", psf, "ZYX", WIDEFIELD_STEP)
+    psf = born_wolf_psf((31, 31, 31), STACK_STEP)
+    light = sharp_light(BLURRED_SEED)
+    counts = camera.expose(rounded(blur(light, psf)), np.random.default_rng(3))
+    save(folder / "mitochondria_3d_blurred.tif", counts, "ZYX", STACK_STEP)
+    save(folder / "mitochondria_3d_blurred_truth.tif", expected_counts(camera, light), "ZYX", STACK_STEP)
+    save(folder / "psf_widefield.tif", psf, "ZYX", STACK_STEP)
 
 
 def expected_counts(camera: Camera, light: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -84,7 +84,7 @@ def test_what_is_installed_finds_the_manifest_and_the_samples() -> None:
     assert project["project"]["entry-points"]["napari.manifest"] == {PLUGIN: "napari_ambient:napari.yaml"}
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     inside = {Path(source).name for source in wheel["force-include"]}
-    opened = {"filaments_2d.tif", "mitochondria_3d.tif", "filaments_3d_blurred.tif", "psf_widefield.tif"}
+    opened = {"filaments_2d.tif", "mitochondria_3d.tif", "mitochondria_3d_blurred.tif", "psf_widefield.tif"}
     assert opened <= inside
     assert all((sample_folder() / name).is_file() for name in opened)
 

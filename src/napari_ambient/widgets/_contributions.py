@@ -314,7 +314,7 @@ def sample_stack() -> list[LayerData]:
 
 
 def sample_blurred() -> list[LayerData]:
-    """Give a blurred widefield stack of filaments, and the PSF that blurred it.
+    """Give a blurred widefield stack of mitochondria, and the PSF that blurred it.
 
     Returns
     -------
@@ -323,7 +323,7 @@ def sample_blurred() -> list[LayerData]:
     """
     psf = _sample("psf_widefield", "PSF")
     psf[1]["visible"] = False
-    return [psf, _sample("filaments_3d_blurred", "filaments (blurred)")]
+    return [psf, _sample("mitochondria_3d_blurred", "mitochondria (blurred)")]
 
 
 def _sample(file: str, name: str) -> LayerData:
