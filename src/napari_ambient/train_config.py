@@ -83,7 +83,7 @@ class TrainConfig:
     form: Form = "auto"
     learning_rate: float = 2e-3
     warm_up: int = 50
-    average: float = 0.995
+    average: float = 0.998
     clip: float = 1.0
     held_out: float = 0.1
     validations: int = 20
