@@ -37,6 +37,7 @@ FLOORS = (
         "point_spread",
         "networks",
         "devices",
+        "muon",
         "volumes",
     },
     {"denoiser", "samplers", "measurement"},

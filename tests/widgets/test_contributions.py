@@ -102,7 +102,7 @@ def test_the_installed_plugin_is_found_by_its_entry_point() -> None:
     ("key", "shapes", "axes"),
     [
         ("series", [(16, 256, 256)], "TYX"),
-        ("stack", [(24, 128, 128)], "ZYX"),
+        ("stack", [(32, 128, 128)], "ZYX"),
         ("blurred", [(31, 31, 31), (32, 128, 128)], "ZYX"),
     ],
 )

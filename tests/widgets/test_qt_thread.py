@@ -161,7 +161,7 @@ def test_the_heartbeat_would_miss_draws_in_the_qt_thread(
 
     def work() -> None:
         volume = Volume.from_array(counts(), "TYX")
-        drawn = restore(volume, prior, method="samples", draws=4, steps=6, device="cpu")
+        drawn = restore(volume, prior, method="samples", draws=8, steps=8, device="cpu")
         drawn.data.compute(scheduler="synchronous")
 
     assert longest_work(work, lambda: True, WAIT) > 0.5

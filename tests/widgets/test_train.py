@@ -374,7 +374,7 @@ def test_six_clicks_from_a_noisy_stack_to_a_denoised_layer(
     """Layers, Filter, Train; Train; Restore with this prior; Restore. Nothing else is touched on the way."""
     npe2pm.register(PluginManifest.from_file(Path(napari_ambient.__file__).parent / "napari.yaml"))
     monkeypatch.setattr(train, "WAIT", 10**8)
-    monkeypatch.setattr(train, "preset", lambda name, **changes: replace(TINY, below=changes["below"]))
+    monkeypatch.setattr(train, "preset", lambda name, **changes: replace(TINY, steps=12, below=changes["below"]))
     monkeypatch.setattr(restore, "settings", train.settings)
     source = viewer.layers["waves"]
     clicks = ["Layers", "Filter", "Train (Ambient restoration)"]
