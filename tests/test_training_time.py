@@ -152,6 +152,11 @@ def test_it_can_be_stopped_and_says_when_it_is_final() -> None:
     assert all(math.isfinite(f.total) for f in found)
 
 
+def test_images_too_small_to_hold_anything_out() -> None:
+    """As large as a crop: there is no validation to time."""
+    assert estimate_time(noisy((1, 16, 16)), NOISE, config=TINY, device="cpu", budget=0.1).total > 0
+
+
 def test_nothing_is_read() -> None:
     """The first look must not wait for a slow disk: of the data, the shape is enough."""
     import dask.array as da

@@ -618,7 +618,7 @@ class _Training:
             seen = torch.from_numpy(photons)
             z = stabilise(seen, 1.0)
             variance = float(z.var(correction=0))
-            if variance == 0:
+            if photons.min() == photons.max():  # the variance of equal numbers need not be 0 to the last bit
                 raise TrainingError(
                     f"channel {channel} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned "
                     "from it: choose other channels with --channel"

@@ -168,7 +168,7 @@ def iter_estimate_time(
         if len(seconds) >= (2 if slow else 3) and step.seconds > budget / 2:
             break
         yield result
-    if config.held_out > 0:
+    if config.held_out > 0 and step._training.stream.has_validation:
         begin = time.perf_counter()
         step._training.validate()
         validation = time.perf_counter() - begin

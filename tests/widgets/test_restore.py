@@ -614,6 +614,20 @@ def test_deconvolve_with_the_optics(form: RestoreWidget, press: Callable[..., li
     assert layer.metadata[METADATA]["provenance"]["operator"]["operator"] == "blur"
 
 
+def test_the_image_is_not_its_own_psf(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
+    """A layer of the image's own name and size is refused, and one that is wider than its box is doubted."""
+    choose(form.task, "psf")
+    choose(form.psf.source, "layer")
+    form.psf.layer.choose(form.source.layer)
+    qtbot.waitUntil(lambda: "is the image itself" in form.psf.message.text(), timeout=WAIT)
+    assert form.psf.psf is None
+    y, x = np.mgrid[-4:5, -4:5]
+    broad = viewer.add_image(np.exp(-(x**2 + y**2) / 500).astype(np.float32), name="broad", axis_labels=("y", "x"))
+    choose(form.psf.kind, "computed")
+    form.psf.layer.choose(broad)
+    qtbot.waitUntil(lambda: "Is this the PSF?" in form.psf.message.text(), timeout=WAIT)
+
+
 def test_a_psf_is_that_of_the_library_to_the_last_digit(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
     """A prior knows its PSF by a hash: the fields, which round, must not change it; a corrected one does."""
     step = 0.108337

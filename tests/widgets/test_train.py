@@ -143,6 +143,16 @@ def test_the_preview_lies_on_its_source(make: Any, viewer: Any, qtbot: Any) -> N
     assert abs(layer.data.mean() - part.mean()) < part.std()
 
 
+def test_stopped_before_the_second_stage_says_what_is_missing(make: Any, qtbot: Any) -> None:
+    widget = make(LONG)
+    widget.error_bars.setChecked(True)
+    click(qtbot, widget.train)
+    qtbot.waitUntil(steps_done(widget, 2), timeout=WAIT)
+    click(qtbot, widget.stop)
+    wait(qtbot, widget)
+    assert "gives no error bars and no deconvolution yet; Resume goes on" in widget.message.text()
+
+
 def test_stop_keeps_the_prior_and_resume_goes_on(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:
     widget = make(LONG)
     click(qtbot, widget.train)

@@ -257,6 +257,9 @@ class PsfForm(QWidget):
         if given is None and source != "optics":
             self._nothing("Choose the layer that is a PSF." if source == "layer" else "Choose the file of a PSF.")
             return
+        if not (given is None or isinstance(given, Path)) and (given.name, given.shape) == (volume.name, volume.shape):
+            self._nothing("This layer is the image itself: choose the layer that holds the PSF.", warn=True)
+            return
         steps = {"X": self.across.value(), "Y": self.across.value(), "Z": self.along.value()}
         if source == "optics":
             unknown = [axis for axis, n in volume.sizes.items() if axis in "ZX" and n > 1 and not steps[axis]]
@@ -314,6 +317,8 @@ class PsfForm(QWidget):
         self.picture.show_psf(psf, steps, widths)
         size = " × ".join(map(str, psf.shape))
         self.words.setText(f"Full width at half maximum: {_say(widths, steps)}. {size} voxels.")
+        if not all(math.isfinite(width) for width in widths):
+            self.message.warn("Its light does not fall to half of its peak within the box. Is this the PSF?")
         self.changed.emit()
 
     def _steps(self, ndim: int) -> tuple[float, ...] | None:

@@ -179,7 +179,7 @@ class TrainWidget(QWidget):
         self.size = QComboBox()
         for text, size in (("of the preset", None), ("small", "small"), ("medium", "medium"), ("large", "large")):
             self.size.addItem(text, size)
-        self.steps = _count_box(0, 10**7, "of the preset", "Training steps")
+        self.steps = _count_box(0, 10**7, "of the preset", "Training steps; the stage for error bars has its own")
         self.batch = _count_box(0, 4096, "of the preset", "Image crops per step; fewer need less memory")
         self.seed = _count_box(0, 2**31 - 1, "", "The same seed gives the same prior")
         self.origin = PriorBox(self.viewer, none="nothing")
@@ -669,8 +669,11 @@ class TrainWidget(QWidget):
         if outcome.finished:
             self.message.say(f"{name} is trained ({outcome.total} steps, {took}). Save it to keep it.")
         else:
+            asked = outcome.prior.record.config.get("below", "none") != "none"
+            lacks = asked and not outcome.prior.knows_below
+            usable = "denoises, but gives no error bars and no deconvolution yet" if lacks else "can be used as it is"
             self.message.say(
-                f"Stopped after {outcome.step} of {outcome.total} steps. {name} can be used as it is; Resume goes on."
+                f"Stopped after {outcome.step} of {outcome.total} steps. {name} {usable}; Resume goes on."
             )
 
     def _failed(self, error: Exception) -> None:
