@@ -273,6 +273,9 @@ def test_bad_input_is_named() -> None:
     for camera in (NOISE, NoiseModel(gain=2.2, intercept=-2.2 * 96.1)):  # whose variance is not 0 to the last bit
         with pytest.raises(TrainingError, match="is constant"):
             train(flat, camera, config=TINY)
+    with pytest.raises(TrainingError, match=r"holds no light: .*largest value is -4\d"):
+        dark = Volume.from_array(np.eye(32)[None].repeat(2, 0), "TYX")
+        train(dark, NoiseModel(gain=2.2, intercept=-211.2), config=TINY)
     with pytest.raises(TrainingError, match="fewer than the patch"):
         train(noisy((2, 12, 12)), NOISE, config=TINY)
     with pytest.raises(TrainingError, match=r"give 2 positive multiples of \(8, 8\)"):

@@ -623,6 +623,11 @@ class _Training:
                     f"channel {channel} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned "
                     "from it: choose other channels with --channel"
                 )
+            if variance == 0:
+                raise TrainingError(
+                    f"channel {channel} holds no light: all of it lies below the camera's zero (its largest value is "
+                    f"{float(photons.max()):g} photo-electrons above it); give the right zero, or other images"
+                )
             # the noise's share, by the table: below three photo-electrons it is less than one
             noise_share = float(Gaussian().variance_at(seen.mean()))
             scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))

@@ -91,7 +91,7 @@ def choose_arguments(
     Parameters
     ----------
     size : {"small", "medium", "large"}
-        `small` (0.3 million parameters) is for a CPU.
+        `small` (0.3 million parameters in 2D, 0.5 in 3D) is for a CPU.
     dims : int
         2 or 3.
     channels : int
