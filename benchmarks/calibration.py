@@ -77,9 +77,7 @@ def score(
     error = np.abs(mean - reference)
     front = good & (reference >= np.quantile(reference, 0.7))
     bins = np.array_split(np.argsort(claimed[good]), 10)
-    diagonal = [
-        float(np.sqrt(np.mean(error[good][b] ** 2) / np.mean(claimed[good][b] ** 2))) for b in bins
-    ]
+    diagonal = [float(np.sqrt(np.mean(error[good][b] ** 2) / np.mean(claimed[good][b] ** 2))) for b in bins]
     return {
         "psnr": float(10 * np.log10(255**2 / np.mean(error[good] ** 2))),
         "c90 front": float((error < 1.645 * claimed)[front].mean()),

@@ -87,8 +87,14 @@ def run(python: str | Path, code: str, *arguments: object) -> str:
 
 
 def main(
-    *, python: Path | None = None, out: Path = Path("benchmarks/results"), planes: int = 4, repeats: int = 5,
-    memory_planes: tuple[int, ...] = (16, 128, 1024), size: int = 512, steps: int = 100,
+    *,
+    python: Path | None = None,
+    out: Path = Path("benchmarks/results"),
+    planes: int = 4,
+    repeats: int = 5,
+    memory_planes: tuple[int, ...] = (16, 128, 1024),
+    size: int = 512,
+    steps: int = 100,
 ) -> dict[str, object]:
     """Measure, write `speed.json`, and give the figures."""
     out.mkdir(parents=True, exist_ok=True)

@@ -133,9 +133,7 @@ def test_turns_in_the_record_and_where_there_are_none() -> None:
     """They are written down, counted by the watch, and refused where the image or the method has no place for them."""
     prior = make_prior()
     seen: list[tuple[int, int]] = []
-    result = restore(
-        Volume.from_array(counts((64, 48)), "YX"), prior, turns=4, watch=lambda *told: seen.append(told)
-    )
+    result = restore(Volume.from_array(counts((64, 48)), "YX"), prior, turns=4, watch=lambda *told: seen.append(told))
     result.data.compute()
     assert result.history[-1]["turns"] == 4
     assert seen[-1] == (4, 4)

@@ -86,9 +86,7 @@ def left_over(folder: Path, *expected: str) -> list[str]:
         ("CYX", "YX", "YX"),
     ],
 )
-def test_round_trips_keep_everything(
-    tmp_path: Path, format: Format, axes: str, ones: str, known: str
-) -> None:
+def test_round_trips_keep_everything(tmp_path: Path, format: Format, axes: str, ones: str, known: str) -> None:
     volume = make(axes, ones, known)
     path = save_volume(tmp_path / FORMATS[format], volume, format=format)
     again = open_volume(path)
@@ -99,9 +97,7 @@ def test_round_trips_keep_everything(
     assert left_over(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize(
-    "dtype", ["int8", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64"]
-)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_round_trips_keep_the_type_or_refuse_it(tmp_path: Path, format: Format, dtype: str) -> None:
     volume = make("ZYX", dtype=dtype)
@@ -128,9 +124,7 @@ def test_nothing_is_lost_from_format_to_format(tmp_path: Path, chain: tuple[Form
     np.testing.assert_array_equal(read(volume), read(make()))
 
 
-@pytest.mark.parametrize(
-    "chunks", [(5, 21, 34), (1, 21, 34), (1, 1, 1), ((2, 3), (1, 13, 7), (30, 4)), (4, 16, 16)]
-)
+@pytest.mark.parametrize("chunks", [(5, 21, 34), (1, 21, 34), (1, 1, 1), ((2, 3), (1, 13, 7), (30, 4)), (4, 16, 16)])
 @pytest.mark.parametrize("format", FORMATS)
 def test_any_blocks_give_the_same_file(tmp_path: Path, format: Format, chunks: Any) -> None:
     volume = make("ZYX", dtype="float32")
@@ -255,9 +249,7 @@ def test_a_pattern_of_stacks(tmp_path: Path) -> None:
 def test_files_of_a_stack_must_be_alike(tmp_path: Path) -> None:
     write_stack(tmp_path, values((3, 20, 30)))
     tifffile.imwrite(tmp_path / "t3.tif", values((20, 31)))
-    with pytest.raises(
-        ReadError, match=r"different shapes.*\(20, 30\): 3 files.*\(20, 31\): 1 files \(t3\.tif\)"
-    ):
+    with pytest.raises(ReadError, match=r"different shapes.*\(20, 30\): 3 files.*\(20, 31\): 1 files \(t3\.tif\)"):
         open_volume(tmp_path, axes="TYX")
     tifffile.imwrite(tmp_path / "t3.tif", values((20, 30), "uint8"))
     with pytest.raises(ReadError, match=r"different types.*uint16: 3 files.*uint8: 1 files"):
@@ -341,9 +333,7 @@ def test_progress_counts_every_block(tmp_path: Path, format: Format) -> None:
 
 def test_progress_counts_the_pyramid(tmp_path: Path) -> None:
     for name in ("a.tif", "a.zarr"):
-        steps = list(
-            iter_save_volume(tmp_path / name, Volume.from_array(da.zeros((10, 2100), chunks=(5, 1000))))
-        )
+        steps = list(iter_save_volume(tmp_path / name, Volume.from_array(da.zeros((10, 2100), chunks=(5, 1000)))))
         assert [step.index for step in steps] == list(range(1, steps[0].total + 1))
         assert [step.level for step in steps[:6]] == [0] * 6
         assert sum(step.voxels for step in steps if step.level == 1) == 5 * 1050
@@ -408,9 +398,7 @@ def test_a_stopped_save_leaves_nothing(tmp_path: Path, format: Format) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("fault", [RuntimeError("no memory on the device"), KeyboardInterrupt()])
-def test_a_failed_computation_leaves_what_was_there(
-    tmp_path: Path, format: Format, fault: BaseException
-) -> None:
+def test_a_failed_computation_leaves_what_was_there(tmp_path: Path, format: Format, fault: BaseException) -> None:
     path = save_volume(tmp_path / FORMATS[format], make("ZYX"), format=format)
 
     def fail(block: np.ndarray, block_info: Any = None) -> np.ndarray:
@@ -473,9 +461,7 @@ def test_targets_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [lambda b: b[:1], lambda b: b.astype("float32")])
 def test_a_computation_that_breaks_its_promise_is_not_saved(tmp_path: Path, wrong: Any) -> None:
     volume = make("ZYX")
-    broken = volume.replace(
-        data=volume.data.map_blocks(wrong, dtype=np.uint16, meta=np.empty((0, 0, 0), np.uint16))
-    )
+    broken = volume.replace(data=volume.data.map_blocks(wrong, dtype=np.uint16, meta=np.empty((0, 0, 0), np.uint16)))
     with pytest.raises(
         WriteError, match=r"block \(0, 0, 0\) came out as .* but the volume promised uint16 \(3, 11, 17\)"
     ):
@@ -488,9 +474,7 @@ def test_a_computation_that_breaks_its_promise_is_not_saved(tmp_path: Path, wron
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up(
-    tmp_path: Path, format: Format, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up(tmp_path: Path, format: Format, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     target_type = {"npy": NpyTarget, "ome-tiff": TiffTarget, "imagej": TiffTarget}.get(format, ZarrTarget)
     write = target_type.write
     count = itertools.count()
@@ -501,9 +485,7 @@ def test_a_disk_that_fills_up(
         write(self, level, start, block)
 
     monkeypatch.setattr(target_type, "write", full)
-    with pytest.raises(
-        WriteError, match=r"does not fit: it takes up to 7\.14e-06 GB, and .* GB are free"
-    ) as caught:
+    with pytest.raises(WriteError, match=r"does not fit: it takes up to 7\.14e-06 GB, and .* GB are free") as caught:
         save_volume(tmp_path / FORMATS[format], make("ZYX"), format=format)
     assert os.strerror(code) in str(caught.value)
     assert left_over(tmp_path) == []
@@ -557,9 +539,7 @@ def test_a_remnant_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: 
     assert any(".partial could not be removed: " in note for note in caught.value.__notes__)
 
 
-def test_a_folder_that_cannot_be_put_in_place_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_put_in_place_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_volume(tmp_path / "a.zarr", make("ZYX"))
     rename = os.rename
 

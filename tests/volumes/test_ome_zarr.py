@@ -180,9 +180,7 @@ def test_sharded_arrays_read_as_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(open_volume(tmp_path / "a.zarr", axes="ZYX")), array)
 
 
-def foreign(
-    path: Path, array: np.ndarray, axes: list[dict[str, str]], scale: list[float], **extra: Any
-) -> Path:
+def foreign(path: Path, array: np.ndarray, axes: list[dict[str, str]], scale: list[float], **extra: Any) -> Path:
     """Write an OME-Zarr 0.5 image as another program would."""
     group = zarr.create_group(str(path))
     group.create_array("full", shape=array.shape, dtype=array.dtype)[...] = array
@@ -206,9 +204,7 @@ def test_stored_order_is_brought_into_ours(tmp_path: Path) -> None:
 
 def test_scales_of_the_level_and_of_the_image_multiply(tmp_path: Path) -> None:
     whole = [{"type": "scale", "scale": [0.5, 0.1]}]
-    path = foreign(
-        tmp_path / "a.zarr", values((20, 30)), space("y", "x"), [2, 2], coordinateTransformations=whole
-    )
+    path = foreign(tmp_path / "a.zarr", values((20, 30)), space("y", "x"), [2, 2], coordinateTransformations=whole)
     assert open_volume(path).voxel_size == {"Y": 1.0, "X": 0.2}
 
 
@@ -300,9 +296,7 @@ def test_damaged_metadata_name_the_fault(tmp_path: Path, version: Version) -> No
     refused(lambda ome: ome["multiscales"][0].update(axes=space("z", "y", "x")), "does not match")
     refused(lambda ome: ome.update(multiscales=[]), "holds 0 images")
     refused(lambda ome: ome.update(multiscales=3), "holds 0 images")
-    refused(
-        lambda ome: (ome.update(version="0.9"), ome["multiscales"][0].update(version="0.9")), "OME-Zarr 0.9"
-    )
+    refused(lambda ome: (ome.update(version="0.9"), ome["multiscales"][0].update(version="0.9")), "OME-Zarr 0.9")
     refused(lambda ome: ome["multiscales"].append(ome["multiscales"][0]), "holds 2 images; say which")
 
 
@@ -347,9 +341,7 @@ def test_types(tmp_path: Path, dtype: str) -> None:
         ((1, 1), (1, 1), 8),
     ],
 )
-def test_chunks_lie_within_blocks_and_are_small(
-    shape: tuple[int, ...], blocks: tuple[int, ...], itemsize: int
-) -> None:
+def test_chunks_lie_within_blocks_and_are_small(shape: tuple[int, ...], blocks: tuple[int, ...], itemsize: int) -> None:
     chunks = zarr_chunks(shape, blocks, itemsize)
     assert np.prod(chunks) * itemsize <= 2**22
     for chunk, block, size in zip(chunks, blocks, shape, strict=True):

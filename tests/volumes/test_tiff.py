@@ -65,9 +65,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_reads_as_tifffile_reads_it(
-    tmp_path: Path, layout: str, rng: np.random.Generator
-) -> None:
+def test_every_layout_reads_as_tifffile_reads_it(tmp_path: Path, layout: str, rng: np.random.Generator) -> None:
     path, array = tmp_path / "a.tif", values()
     tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": "ZYX"}, **LAYOUTS[layout])
     volume = open_volume(path)
@@ -221,9 +219,7 @@ def test_stored_order_is_brought_into_ours(tmp_path: Path, axes: str) -> None:
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", metadata={"axes": axes})
     volume = open_volume(tmp_path / "a.tif")
     assert volume.axes == "".join(axis for axis in "TCZYX" if axis in axes)
-    np.testing.assert_array_equal(
-        read(volume), np.transpose(array, [axes.index(axis) for axis in volume.axes])
-    )
+    np.testing.assert_array_equal(read(volume), np.transpose(array, [axes.index(axis) for axis in volume.axes]))
 
 
 @pytest.mark.parametrize(
@@ -246,9 +242,7 @@ def test_axes_that_a_file_does_not_name_must_be_given(
     assert str(shape) in str(caught.value)
     named = "ZTYX" if len(shape) == 4 else "CYX"
     volume = open_volume(path, axes=named)
-    assert volume.sizes == dict(
-        sorted(zip(named, shape, strict=True), key=lambda item: "TCZYX".index(item[0]))
-    )
+    assert volume.sizes == dict(sorted(zip(named, shape, strict=True), key=lambda item: "TCZYX".index(item[0])))
 
 
 def test_more_dimensions_than_can_be_named(tmp_path: Path) -> None:
@@ -360,9 +354,7 @@ def test_ome_steps_units_and_names(tmp_path: Path) -> None:
         "Channel": {"Name": ["GFP", "mCherry é"]},
         "Name": "field 3",
     }
-    tifffile.imwrite(
-        tmp_path / "a.ome.tif", values((3, 2, 20, 30)), photometric="minisblack", metadata=metadata
-    )
+    tifffile.imwrite(tmp_path / "a.ome.tif", values((3, 2, 20, 30)), photometric="minisblack", metadata=metadata)
     volume = open_volume(tmp_path / "a.ome.tif")
     assert volume.scale == {"T": 250, "Y": 0.065, "X": 65}
     assert volume.units == {"T": "millisecond", "Y": "micrometer", "X": "nanometer"}
@@ -436,8 +428,7 @@ def write_two_files(folder: Path, array: np.ndarray) -> list[Path]:
     """Write an OME-TIFF whose two planes lie in two files."""
     paths = [folder / f"t{i}.ome.tif" for i in range(2)]
     planes = "".join(
-        f'<TiffData FirstT="{i}" IFD="0" PlaneCount="1">'
-        f'<UUID FileName="{path.name}">urn:uuid:{i}</UUID></TiffData>'
+        f'<TiffData FirstT="{i}" IFD="0" PlaneCount="1"><UUID FileName="{path.name}">urn:uuid:{i}</UUID></TiffData>'
         for i, path in enumerate(paths)
     )
     sizes = f'SizeX="{array.shape[2]}" SizeY="{array.shape[1]}" SizeZ="1" SizeC="1" SizeT="2"'
@@ -562,8 +553,7 @@ def test_tifffile_reads_our_ome_tiff(tmp_path: Path) -> None:
     pixels = root.find("o:Image/o:Pixels", space)
     assert root.find("o:Image", space).get("Name") == "field é"
     found = {
-        key: pixels.get(key)
-        for key in ("PhysicalSizeX", "PhysicalSizeZ", "PhysicalSizeZUnit", "TimeIncrementUnit")
+        key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeZ", "PhysicalSizeZUnit", "TimeIncrementUnit")
     }
     assert found == {
         "PhysicalSizeX": "0.065",
@@ -572,9 +562,7 @@ def test_tifffile_reads_our_ome_tiff(tmp_path: Path) -> None:
         "TimeIncrementUnit": "min",
     }
     assert tuple(c.get("Name") for c in pixels.findall("o:Channel", space)) == volume.channel_names
-    entry = root.find(
-        "o:StructuredAnnotations/o:MapAnnotation[@Namespace='napari-ambient']/o:Value/o:M", space
-    )
+    entry = root.find("o:StructuredAnnotations/o:MapAnnotation[@Namespace='napari-ambient']/o:Value/o:M", space)
     assert json.loads(entry.text)["history"] == list(volume.history)
 
 
@@ -588,9 +576,7 @@ def test_tifffile_reads_our_pyramid(tmp_path: Path) -> None:
     even = array[:, :, :2100].reshape(2, 550, 2, 1050, 2)
     np.testing.assert_array_equal(levels[1][:, :, :1050], np.rint(even.mean((2, 4))))
     # At the odd border there are two voxels to average, not four.
-    np.testing.assert_array_equal(
-        levels[1][:, :, 1050], np.rint(array[:, :, 2100].reshape(2, 550, 2).mean(2))
-    )
+    np.testing.assert_array_equal(levels[1][:, :, 1050], np.rint(array[:, :, 2100].reshape(2, 550, 2).mean(2)))
 
 
 def test_a_pyramid_is_left_out_on_request(tmp_path: Path) -> None:
@@ -618,9 +604,7 @@ def test_tifffile_reads_our_imagej_tiff(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("step", [1.0, 0.1, 1 / 3, 7e-4, 123.456, 54321.98765])
 def test_imagej_keeps_any_step(tmp_path: Path, step: float) -> None:
-    save_volume(
-        tmp_path / "a.tif", Volume.from_array(values((4, 5)), voxel_size=(step, step)), format="imagej"
-    )
+    save_volume(tmp_path / "a.tif", Volume.from_array(values((4, 5)), voxel_size=(step, step)), format="imagej")
     # A fraction of two 32-bit numbers.
     assert open_volume(tmp_path / "a.tif").voxel_size == pytest.approx({"Y": step, "X": step}, rel=1e-8)
 

@@ -136,9 +136,7 @@ def _stack_of(path: str) -> list[str] | None:
         if path.rstrip("/\\").lower().endswith(".zarr") or any(mark in names for mark in MARKS):
             return None
         found = [os.path.join(path, name) for name in names if name.lower().endswith(TIFF_SUFFIXES)]
-        found = [
-            name for name in found if not os.path.basename(name).startswith(".") and os.path.isfile(name)
-        ]
+        found = [name for name in found if not os.path.basename(name).startswith(".") and os.path.isfile(name)]
         if not found:
             some = ", ".join(names[:5]) or "nothing"
             raise ReadError(f"the folder {path} holds no TIFF files and is no zarr image; it holds {some}")
@@ -193,9 +191,7 @@ def _open_stack(
         raise AxesError(unnamed_axes_message(what, f"?{first.axes}", (len(paths), *first.data.shape)))
     check_axes(axes)
     if axes == "YX":
-        raise AxesError(
-            f"{what} is a stack; name the axis along which its files lie first: axes='TYX', 'ZYX' or 'CYX'"
-        )
+        raise AxesError(f"{what} is a stack; name the axis along which its files lie first: axes='TYX', 'ZYX' or 'CYX'")
     stored = [first, *(_read(name, level, series) for name in paths[1:])]
     volumes = [one.settle(name, axes[1:], None) for one, name in zip(stored, paths, strict=True)]
     ordered = canonical(axes)
@@ -241,9 +237,7 @@ def _check_alike(where: str, volumes: Sequence[Volume], given: set[str]) -> None
             "Stack those of one shape with a pattern, or open them one by one"
         )
     if any(one.dtype != first.dtype for one in volumes):
-        raise ReadError(
-            f"the files of {where} have different types and do not stack: {kinds(lambda v: v.dtype.name)}"
-        )
+        raise ReadError(f"the files of {where} have different types and do not stack: {kinds(lambda v: v.dtype.name)}")
     scales = [one.voxel_size | {"T": one.scale.get("T")} for one in volumes]
     for axis in (axis for axis in scales[0] if axis not in given):
         steps = [scale[axis] for scale in scales]
@@ -391,9 +385,7 @@ def _format(target: Path, format: Format | None) -> Format:
     if format is None:
         return fitting[0]
     if format not in fitting:
-        raise WriteError(
-            f"{target.name} cannot be {format}: that takes the suffix {' or '.join(_SUFFIXES[format])}"
-        )
+        raise WriteError(f"{target.name} cannot be {format}: that takes the suffix {' or '.join(_SUFFIXES[format])}")
     return format
 
 
@@ -497,15 +489,10 @@ def _blocks(volume: Volume) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
 def _boxes(shape: Sequence[int], step: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cut a shape into boxes, as first voxels and one past the last, in C order."""
     starts = itertools.product(*(range(0, n, size) for n, size in zip(shape, step, strict=True)))
-    return [
-        (start, tuple(min(a + size, n) for a, size, n in zip(start, step, shape, strict=True)))
-        for start in starts
-    ]
+    return [(start, tuple(min(a + size, n) for a, size, n in zip(start, step, shape, strict=True))) for start in starts]
 
 
-def _halve(
-    out: Target, level: int, start: Sequence[int], stop: Sequence[int], finer: Sequence[int]
-) -> NDArray[Any]:
+def _halve(out: Target, level: int, start: Sequence[int], stop: Sequence[int], finer: Sequence[int]) -> NDArray[Any]:
     """Return the mean of 2 x 2 voxels of the finer level; at an odd border, of those that exist."""
     low = (*start[:-2], *(2 * n for n in start[-2:]))
     high = (*stop[:-2], *(min(2 * n, size) for n, size in zip(stop[-2:], finer[-2:], strict=True)))
@@ -539,9 +526,7 @@ class _Ranges:
                 self.high[channel] = max(self.high[channel], float(values.max()))
 
     def found(self) -> list[tuple[float, float]]:
-        return [
-            (a, max(b, a + 1)) if a <= b else (0.0, 1.0) for a, b in zip(self.low, self.high, strict=True)
-        ]
+        return [(a, max(b, a + 1)) if a <= b else (0.0, 1.0) for a, b in zip(self.low, self.high, strict=True)]
 
 
 def _no_room(target: Path, need: int) -> str:

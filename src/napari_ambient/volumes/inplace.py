@@ -88,9 +88,7 @@ class InPlace:
         return read_box(self.path, self.offset, self.shape, self.stored, index)
 
 
-def read_box(
-    path: str | Path, offset: int, shape: tuple[int, ...], stored: np.dtype[Any], index: Any
-) -> NDArray[Any]:
+def read_box(path: str | Path, offset: int, shape: tuple[int, ...], stored: np.dtype[Any], index: Any) -> NDArray[Any]:
     """Read a part of an array that lies in one piece.
 
     Parameters
@@ -116,9 +114,7 @@ def read_box(
     return np.array(view[index], dtype=stored.newbyteorder("="), order="C")
 
 
-def write_box(
-    file: io.FileIO, offset: int, shape: Sequence[int], start: Sequence[int], values: NDArray[Any]
-) -> None:
+def write_box(file: io.FileIO, offset: int, shape: Sequence[int], start: Sequence[int], values: NDArray[Any]) -> None:
     """Write a box of an array that lies in one piece.
 
     Parameters
@@ -139,10 +135,7 @@ def write_box(
         run -= 1
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     for position in np.ndindex(*values.shape[:run]):
-        voxel = sum(
-            (start[axis] + (position[axis] if axis < run else 0)) * strides[axis]
-            for axis in range(len(shape))
-        )
+        voxel = sum((start[axis] + (position[axis] if axis < run else 0)) * strides[axis] for axis in range(len(shape)))
         file.seek(offset + voxel * values.dtype.itemsize)
         left = values[position].reshape(-1).view(np.uint8).data
         while left:
@@ -224,9 +217,7 @@ def _header(path: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
             raise ValueError(f"version {version} of the format has named fields")
     except Exception as error:
         # NumPy evaluates the header; a damaged one can make the parser raise anything.
-        raise ReadError(
-            f"{path} is not a readable .npy file: {error}; save it again with numpy.save"
-        ) from error
+        raise ReadError(f"{path} is not a readable .npy file: {error}; save it again with numpy.save") from error
     if stored.hasobject or stored.names is not None:
         raise ReadError(f"{path} holds values of type {stored}, not numbers; save a plain array")
     return tuple(int(n) for n in shape), bool(fortran), stored

@@ -131,9 +131,7 @@ def read_zarr(path: str, *, level: int = 0, series: int | None = None) -> Stored
 
 def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     if not any(os.path.exists(os.path.join(path, mark)) for mark in MARKS):
-        raise ReadError(
-            f"{path} has none of {', '.join(MARKS)}, so it is no zarr array or group, or not a whole one"
-        )
+        raise ReadError(f"{path} has none of {', '.join(MARKS)}, so it is no zarr array or group, or not a whole one")
     try:
         store = LocalStore(path, read_only=True)
         node: zarr.Array[Any] | zarr.Group = zarr.open(store, mode="r")
@@ -141,8 +139,7 @@ def _open(path: str) -> zarr.Array[Any] | zarr.Group:
     except Exception as error:
         # zarr raises whatever its parser meets: KeyError, ValueError, its own, JSONDecodeError.
         raise ReadError(
-            f"{path} cannot be opened as zarr ({type(error).__name__}: {error}); its metadata are damaged or "
-            "incomplete"
+            f"{path} cannot be opened as zarr ({type(error).__name__}: {error}); its metadata are damaged or incomplete"
         ) from error
 
 
@@ -181,9 +178,7 @@ def _read_array(path: str, array: zarr.Array[Any], level: int) -> Stored:
             axes = named
     found = array.attrs.get(ATTRIBUTE)
     record = parse_record(found, path) if isinstance(found, Mapping) else None
-    return Stored(
-        data=data, axes=axes, scale={}, units={}, channel_names=(), name=file_stem(path), record=record
-    )
+    return Stored(data=data, axes=axes, scale={}, units={}, channel_names=(), name=file_stem(path), record=record)
 
 
 def _age(path: str) -> list[int]:
@@ -261,9 +256,7 @@ def _checked(path: str, ome: Mapping[str, Any], image: Any) -> Any:
     version = ome.get("version") or (image.get("version") if isinstance(image, Mapping) else None) or "0.4"
     models: dict[Any, Any] = {"0.4": v04.Multiscale, "0.5": v05.Multiscale}
     if version not in models:
-        raise ReadError(
-            f"{path} is OME-Zarr {version}; 0.4 and 0.5 can be read. Convert it, or open one of its arrays"
-        )
+        raise ReadError(f"{path} is OME-Zarr {version}; 0.4 and 0.5 can be read. Convert it, or open one of its arrays")
     try:
         with warnings.catch_warnings():
             # An unusual unit makes the step unknown, and is reported there.

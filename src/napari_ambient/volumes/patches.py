@@ -233,9 +233,7 @@ class PatchStream:
             for y in ranges[1]:
                 for x in ranges[2]:
                     where = Place(place.volume, place.time, place.channel, z, y, x)
-                    positions = math.prod(
-                        s.stop - s.start - p + 1 for s, p in zip((z, y, x), self.patch, strict=True)
-                    )
+                    positions = math.prod(s.stop - s.start - p + 1 for s, p in zip((z, y, x), self.patch, strict=True))
                     blocks.append(_Block(where, float(positions)))
         return blocks
 

@@ -99,9 +99,7 @@ class Stored:
             data = data.astype(np.uint8)
         given = voxel_size_scale(voxel_size, ordered)
         scale = {axis: step for axis, step in self.scale.items() if axis in ordered} | given
-        units = {axis: unit for axis, unit in self.units.items() if axis in scale} | dict.fromkeys(
-            given, "micrometer"
-        )
+        units = {axis: unit for axis, unit in self.units.items() if axis in scale} | dict.fromkeys(given, "micrometer")
         channels = dict(zip(ordered, data.shape, strict=True)).get("C", 1)
         try:
             return Volume(
@@ -167,8 +165,6 @@ def parse_record(text: str | Mapping[str, Any], path: str) -> Mapping[str, Any] 
         if not isinstance(history, list) or not all(isinstance(entry, Mapping) for entry in history):
             reason = "its history is not a list of records"
     if reason:
-        warnings.warn(
-            f"the napari-ambient history in {path} cannot be used: {reason}", UserWarning, stacklevel=2
-        )
+        warnings.warn(f"the napari-ambient history in {path} cannot be used: {reason}", UserWarning, stacklevel=2)
         return None
     return dict(record)

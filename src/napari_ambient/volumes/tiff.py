@@ -230,9 +230,7 @@ def _lay_pages(path: str, image: Any, shape: tuple[int, ...]) -> Paged:
     for i, page in enumerate(pages):
         file_of_page[i] = files.setdefault(str(page.parent.filehandle.path), len(files))
         if min(len(page.dataoffsets), len(page.databytecounts)) < segments:
-            raise ReadError(
-                f"{path} is damaged: only {len(page.dataoffsets)} of {segments} parts of plane {i} exist"
-            )
+            raise ReadError(f"{path} is damaged: only {len(page.dataoffsets)} of {segments} parts of plane {i} exist")
         offsets[i] = page.dataoffsets[:segments]
         counts[i] = page.databytecounts[:segments]
     counts[offsets == 0] = 0
@@ -241,9 +239,7 @@ def _lay_pages(path: str, image: Any, shape: tuple[int, ...]) -> Paged:
     for file, number in files.items():
         end = int(ends[file_of_page == number].max())
         if end > stamps[number][0]:
-            raise ReadError(
-                f"{file} is cut short: its planes end at byte {end}, the file at {stamps[number][0]}"
-            )
+            raise ReadError(f"{file} is cut short: its planes end at byte {end}, the file at {stamps[number][0]}")
     return Paged(
         files=tuple(files),
         stamps=stamps,
@@ -304,9 +300,7 @@ def _from_ome(path: str, xml: str, number: int, every: Sequence[Any]) -> Facts:
             f"{path} is one file of a larger data set whose description is in another file; open that one, "
             "or convert the data set to OME-Zarr"
         )
-    images = [
-        (image, part) for image in root if _tag(image) == "Image" for part in image if _tag(part) == "Pixels"
-    ]
+    images = [(image, part) for image in root if _tag(image) == "Image" for part in image if _tag(part) == "Pixels"]
     if len(images) != len(every):
         # tifffile leaves out images without voxels: take the first of the right size.
         key = every[number].keyframe
@@ -360,9 +354,7 @@ def _pixels_per_unit(page: Any, axis: str, meant: bool = False) -> float | None:
     return _positive(value[0] / value[1])
 
 
-def _from_imagej(
-    meta: Mapping[str, Any], page: Any, known: set[str]
-) -> tuple[dict[str, float], dict[str, str]]:
+def _from_imagej(meta: Mapping[str, Any], page: Any, known: set[str]) -> tuple[dict[str, float], dict[str, str]]:
     """Return an ImageJ file's steps; without a physical unit they count pixels, so they are unknown.
 
     `known` are the axes whose step we wrote.

@@ -66,14 +66,10 @@ class TiffTarget:
                 f"{', '.join(allowed)}. Save as .zarr or .npy, or convert the values first"
             )
         # ImageJ's order of planes is T, Z, C; OME takes ours.
-        self.order = [
-            self.axes.index(axis) for axis in ("TCZYX" if kind == "ome" else "TZCYX") if axis in self.axes
-        ]
+        self.order = [self.axes.index(axis) for axis in ("TCZYX" if kind == "ome" else "TZCYX") if axis in self.axes]
         self.dtype = volume.dtype.newbyteorder("<" if kind == "ome" else ">")
         # A page's own description takes less than a kilobyte.
-        total = sum(
-            math.prod(shape) * self.dtype.itemsize + math.prod(shape[:-2]) * 2**10 for shape in shapes
-        )
+        total = sum(math.prod(shape) * self.dtype.itemsize + math.prod(shape[:-2]) * 2**10 for shape in shapes)
         big = total > 2**32 - 2**25
         keyword = "kind" in inspect.signature(tifffile.TiffWriter.__init__).parameters
         options: dict[str, Any] = {"kind": kind} if keyword else {kind: True}

@@ -133,9 +133,7 @@ def reflect(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
 
 def cores(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     """Cut a volume into cores of at most `tile` voxels per axis, in C order."""
-    ranges = [
-        [slice(a, min(a + t, n)) for a in range(0, n, t)] for n, t in zip(shape, tile, strict=True)
-    ]
+    ranges = [[slice(a, min(a + t, n)) for a in range(0, n, t)] for n, t in zip(shape, tile, strict=True)]
     yield from itertools.product(*ranges)
 
 

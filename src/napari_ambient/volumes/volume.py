@@ -114,9 +114,7 @@ class Volume:
             )
         check_axes(self.axes)
         if self.axes != canonical(self.axes):
-            raise AxesError(
-                f"axes {self.axes!r} are not in the order T, C, Z, Y, X; Volume.from_array transposes"
-            )
+            raise AxesError(f"axes {self.axes!r} are not in the order T, C, Z, Y, X; Volume.from_array transposes")
         if self.data.ndim != len(self.axes):
             raise AxesError(
                 f"an array of shape {self.data.shape} has {self.data.ndim} dimensions, but axes "
@@ -128,18 +126,12 @@ class Volume:
             )
         empty = [axis for axis, n in zip(self.axes, self.data.shape, strict=True) if n == 0]
         if empty:
-            raise VolumeError(
-                f"axis {', '.join(empty)} has size 0 in shape {self.data.shape}: there is no image"
-            )
+            raise VolumeError(f"axis {', '.join(empty)} has size 0 in shape {self.data.shape}: there is no image")
         _check_dtype(self.dtype)
         if not self.dtype.isnative:
             object.__setattr__(self, "data", self.data.astype(self.dtype.newbyteorder("=")))
-        object.__setattr__(
-            self, "scale", {axis: float(self.scale[axis]) for axis in self.axes if axis in self.scale}
-        )
-        object.__setattr__(
-            self, "units", {axis: self.units[axis] for axis in self.axes if axis in self.units}
-        )
+        object.__setattr__(self, "scale", {axis: float(self.scale[axis]) for axis in self.axes if axis in self.scale})
+        object.__setattr__(self, "units", {axis: self.units[axis] for axis in self.axes if axis in self.units})
         object.__setattr__(self, "channel_names", tuple(self.channel_names))
         object.__setattr__(self, "history", tuple(self.history))
         self._check_scale()
@@ -147,9 +139,7 @@ class Volume:
         try:
             json.dumps(self.history, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise VolumeError(
-                f"the history cannot be stored as JSON ({error}); use plain numbers and text"
-            ) from error
+            raise VolumeError(f"the history cannot be stored as JSON ({error}); use plain numbers and text") from error
 
     def _check_scale(self) -> None:
         for axis, step in self.scale.items():
@@ -169,9 +159,7 @@ class Volume:
     def _check_names(self) -> None:
         channels = self.sizes.get("C", 1)
         if self.channel_names and len(self.channel_names) != channels:
-            raise VolumeError(
-                f"{len(self.channel_names)} channel names {self.channel_names} for {channels} channels"
-            )
+            raise VolumeError(f"{len(self.channel_names)} channel names {self.channel_names} for {channels} channels")
         for text in (self.name, *self.channel_names):
             if not isinstance(text, str) or any(ord(letter) < 32 for letter in text):
                 raise VolumeError(f"the name {text!r} is not plain text without control characters")
@@ -222,15 +210,12 @@ class Volume:
         data = plain if isinstance(plain, da.Array) else da.from_array(plain)
         if axes is None:
             if data.ndim != 2:
-                raise AxesError(
-                    unnamed_axes_message("the array", "?" * max(data.ndim - 2, 0) + "YX", data.shape)
-                )
+                raise AxesError(unnamed_axes_message("the array", "?" * max(data.ndim - 2, 0) + "YX", data.shape))
             axes = "YX"
         check_axes(axes)
         if data.ndim != len(axes):
             raise AxesError(
-                f"an array of shape {data.shape} has {data.ndim} dimensions, but axes {axes!r} name "
-                f"{len(axes)}"
+                f"an array of shape {data.shape} has {data.ndim} dimensions, but axes {axes!r} name {len(axes)}"
             )
         ordered = canonical(axes)
         if ordered != axes:

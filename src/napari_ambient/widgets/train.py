@@ -672,9 +672,7 @@ class TrainWidget(QWidget):
             asked = outcome.prior.record.config.get("below", "none") != "none"
             lacks = asked and not outcome.prior.knows_below
             usable = "denoises, but gives no error bars and no deconvolution yet" if lacks else "can be used as it is"
-            self.message.say(
-                f"Stopped after {outcome.step} of {outcome.total} steps. {name} {usable}; Resume goes on."
-            )
+            self.message.say(f"Stopped after {outcome.step} of {outcome.total} steps. {name} {usable}; Resume goes on.")
 
     def _failed(self, error: Exception) -> None:
         self._not_fitted(error, self._plan.volumes)
