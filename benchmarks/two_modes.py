@@ -32,7 +32,12 @@ class Plain(Recorruption):
         return counts
 
     def recorrupt(
-        self, counts: Tensor, valid: Tensor | None, sigma: Tensor, generator: torch.Generator | None
+        self,
+        counts: Tensor,
+        valid: Tensor | None,
+        sigma: Tensor,
+        generator: torch.Generator | None,
+        upright: Tensor | None = None,
     ) -> Further:
         extra = (sigma.square() - SIGMA_Y**2).clamp_min(0).sqrt().reshape(-1, 1, 1, 1)
         noise = torch.randn(counts.shape, generator=generator)

@@ -112,3 +112,13 @@ def test_denoised_data_are_noticed(prior: Prior) -> None:
     moving = np.stack([108 + 6 * np.sin(y + 0.1 * t) * np.sin(x) for t in range(4)]).astype(np.float32)
     found = find_misfits(Volume.from_array(moving, "TYX"), prior)
     assert "noise" in [misfit.about for misfit in found]
+
+
+def test_read_noise_is_a_haze(prior: Prior) -> None:
+    """Of another camera it is told, also where the noise was fitted anew; the prior's own is not."""
+    noisier = NoiseModel.from_camera(2.0, 100.0, 5.0, photons=4.0)
+    (found,) = find_misfits(series(), prior, noisier)
+    assert found.about == "intensity"
+    assert "2.5 photo-electrons, in the prior's data 0" in found.sentence
+    assert "6.2 photo-electrons of haze more" in found.sentence
+    assert misfits(series(), replace(prior, noise=(noisier,)), noisier) == []

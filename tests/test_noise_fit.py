@@ -10,6 +10,7 @@ import dask.array
 import numpy as np
 import pytest
 import tifffile
+import torch
 from benchmarks import noise as benchmark
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -17,6 +18,7 @@ from scipy import ndimage
 from napari_ambient.noise import NoiseModel
 from napari_ambient.noise_fit import NoiseFitError, NoiseFitWarning, describe, fit_noise, plot_transfer
 from napari_ambient.simulate import Camera, filaments, gaussian_psf, nuclei, through_microscope
+from napari_ambient.splitting import Lag
 
 Light = NDArray[np.float32]
 
@@ -155,6 +157,22 @@ def test_correlated_noise_is_told_and_its_variance_is_that_of_a_voxel(light: Lig
     np.testing.assert_allclose(model.correlation[3], 0, atol=0.04)
     assert model.gain == pytest.approx(6 / 16, rel=0.1)
     assert fit_noise(frames, axes="TYX").correlation is None
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_lag_of_a_scanning_detector_is_found(light: Light, frames: int) -> None:
+    """Neighbours along X share noise, neighbours along Y do not: 0.05 is found; white noise and haze have no lag."""
+    rng = np.random.default_rng(4)
+    gain, lag = 4.0, Lag(0.05)
+    white = torch.from_numpy(rng.poisson(np.broadcast_to(light * lag.variance, (frames, *light.shape))))
+    counts = (gain * lag.applied(white.double())).numpy()
+    model = fit_noise(counts.astype(np.float32), axes="TYX")
+    assert model.lag == pytest.approx(0.05, abs=0.015)
+    assert model.gain == pytest.approx(gain, rel=0.1)
+    assert model.correlation is None and model.form == "thinning"
+    assert NoiseModel.from_dict(model.to_dict()).lag == model.lag
+    even = (gain * rng.poisson(light, (frames, *light.shape))).astype(np.float32)
+    assert fit_noise(even, axes="TYX").lag == 0
 
 
 def test_correlation_is_told_from_structure_in_one_image(light: Light) -> None:

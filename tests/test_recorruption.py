@@ -19,7 +19,7 @@ from napari_ambient.recorruption import (
     to_photons,
     trusted,
 )
-from napari_ambient.splitting import thin
+from napari_ambient.splitting import Lag, thin
 
 KERNEL = np.array([[0.05, 0.2, 0.05], [0.2, 1.0, 0.2], [0.05, 0.2, 0.05]])
 
@@ -102,6 +102,52 @@ def test_thinned_parts_are_uncorrelated() -> None:
             error = (first.var() * second.var() / count).sqrt()
             assert abs(covariance) < tolerance * error
             assert abs(first.mean() - 0.7 * k.mean()) < tolerance * first.std() / count**0.5
+
+
+def smeared(light: float, shape: tuple[int, ...], correlation: float, g: torch.Generator) -> torch.Tensor:
+    """Count photo-electrons through electronics that smear along X; variance equals mean."""
+    lag = Lag(correlation)
+    return lag.applied(torch.poisson(torch.full(shape, light * lag.variance), generator=g))
+
+
+@pytest.mark.parametrize("light", [2.0, 20.0])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_detector_with_lag_is_split_through_it(light: float, turned: bool) -> None:
+    """k₁ tells nothing of k₂, at the voxel and at its neighbours along the camera's X; without the lag, of those."""
+    g = torch.Generator().manual_seed(2)
+    lag, p = 0.06, 0.7
+    photons = smeared(light, (4, 1, 256, 256), lag, g)
+    assert float(photons.var() / photons.mean()) == pytest.approx(1, abs=0.02)
+    photons = photons.mT.contiguous() if turned else photons
+    upright = torch.full((4,), not turned)
+
+    def told(form: Thinning) -> list[float]:
+        further = form.recorrupt(photons, None, torch.full((4,), p**-0.5), torch.Generator().manual_seed(3), upright)
+        first, second = (photons - further.remainder)[:, 0], further.remainder[:, 0]
+        if turned:
+            first, second = first.mT, second.mT
+        assert float(first.mean() / photons.mean()) == pytest.approx(p, abs=0.002)
+        first, second = first - first.mean(), second - second.mean()
+        scale = p * (1 - p) * light
+        return [float((first[..., : 256 - step] * second[..., step:]).mean()) / scale for step in (0, 1, 2)]
+
+    assert max(map(abs, told(Thinning(lag=lag)))) < 0.015
+    assert told(Thinning())[1] == pytest.approx(lag, abs=0.015)
+
+
+def test_the_lag_is_undone_up_to_the_border_and_past_hot_pixels() -> None:
+    """Undone and applied is the same again; what is not trusted is not smeared into its neighbours."""
+    counts = torch.rand((2, 1, 8, 33), generator=torch.Generator().manual_seed(0))
+    lag = Lag(0.2)
+    torch.testing.assert_close(lag.applied(lag.undone(counts)), counts)
+    with torch.autocast("cpu", torch.bfloat16):  # of the network, not of counts
+        torch.testing.assert_close(lag.applied(lag.undone(counts)), counts)
+    hot, good = torch.full((1, 1, 16, 16), 100.0), torch.ones((1, 1, 16, 16), dtype=torch.bool)
+    hot[..., 8, 8], good[..., 8, 8] = 1e6, False
+    further = Thinning(lag=0.2).recorrupt(hot, good, torch.tensor([1.2]), torch.Generator().manual_seed(0))
+    assert float((hot - further.remainder)[good].max()) < 150
+    with pytest.raises(ValueError, match="from 0 to"):
+        Lag(0.5)
 
 
 @pytest.mark.parametrize(("light", "read"), [(0.5, 2.0), (3.0, 0.5), (0.0, 4.0)])

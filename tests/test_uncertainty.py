@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_ambient import restore
+from napari_ambient import restore, uncertainty
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.moments import Moments
 from napari_ambient.networks.unet import UNet, UNetArguments
 from napari_ambient.noise import NoiseModel
 from napari_ambient.operators import Blur, Downsample, Mask
+from napari_ambient.posterior import Problem
 from napari_ambient.prior import Prior, PriorError, Record
-from napari_ambient.recorruption import Thinning
+from napari_ambient.recorruption import Thinning, stabilise
 from napari_ambient.restorer import RestorationError, RestorationWarning
 from napari_ambient.sampling import LONGEST, keyed_noise, posterior_draw
 from napari_ambient.uncertainty import work_folder
@@ -345,3 +347,42 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_ambient.uncertainty.free_memory", lambda _: 1000)
     with pytest.raises(MemoryError, match="crop the volume"):
         restore(image, prior, method="samples").data.compute()
+
+
+@pytest.mark.parametrize(("here", "there"), [(2.5, 0.0), (0.5, 2.0), (1.0, 1.0)])
+def test_the_read_noise_of_another_camera_is_allowed_for(
+    here: float, there: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts k - Δ have the variance A λ + Δ, Δ = r² - A r²(prior); the light lies above the data's offset."""
+    gain, offset, light = 2.0, 100.0, 7.0
+    blur = Blur(np.full((3, 3), 1 / 9))
+    trained = NoiseModel.from_camera(gain, offset, gain * there, photons=4.0)
+    prior = replace(make_prior(), noise=(trained,))
+    problems: list[Problem] = []
+
+    def posterior(method: str, denoise: object, problem: Problem, **_: object) -> Iterator[tuple[int, Tensor]]:
+        problems.append(problem)
+        seen_as = light + there**2  # what the prior knows such light as
+        yield 0, stabilise(torch.full_like(problem.counts, seen_as), 1.0)
+
+    monkeypatch.setattr(uncertainty, "sample_posterior", posterior)
+    monkeypatch.setattr(Thinning, "photons", lambda self, z: z.square() / 4 - 3 / 8)
+    data = counts((24, 24)).astype(np.float32)
+    noise = NoiseModel.from_camera(gain, offset, gain * here, photons=4.0)
+    options = {"operator": blur, "method": "samples", "draws": 2, "steps": 2, "outputs": ["mean"]}
+    result = restore(Volume.from_array(data, "YX"), prior, noise=noise, **options).data.compute()
+    np.testing.assert_allclose(result, offset + gain * light, rtol=1e-5)
+    k = (data - offset) / gain + here**2
+    expected = blur.forward(torch.full((1, 1, 1, 24, 24), there**2))[0, 0, 0].numpy()
+    np.testing.assert_allclose(problems[0].counts[0, 0, 0].numpy(), k - here**2 + expected, atol=1e-4)
+    read = problems[0].likelihood.read_variance  # type: ignore[union-attr]
+    np.testing.assert_allclose(np.broadcast_to(read, (1, 1, 1, 24, 24))[0, 0, 0], max(here**2 - there**2, 0), atol=1e-4)
+    pixels = NoiseModel.from_camera(
+        np.full((24, 24), gain), np.full((24, 24), offset), np.full((24, 24), gain * here), photons=4.0
+    )
+    mapped = restore(Volume.from_array(data, "YX"), prior, noise=pixels, **options).data.compute()
+    np.testing.assert_allclose(mapped, result, rtol=1e-5)
+    with pytest.raises(RestorationError, match="a map for every camera pixel"):
+        restore(
+            Volume.from_array(data, "YX"), prior, noise=pixels, **{**options, "operator": Downsample(2)}
+        ).data.compute()

@@ -24,7 +24,7 @@ from .noise import NoiseModel
 from .noise_fit import NoiseFitError, fit_noise
 from .noise_planes import evenly
 from .prior import Prior
-from .recorruption import to_photons
+from .recorruption import read_variance_of, to_photons
 from .volumes import Volume
 
 About = Literal["axes", "voxel size", "noise", "intensity"]
@@ -33,6 +33,7 @@ QUICK = 500_000  # voxels that the quick fit of the noise looks at
 PLANES = 6  # whose light is looked at
 SAME_VOXEL = 1.2  # ratio up to which the width of a structure is the same for a network that saw it turned and flipped
 SAME_NOISE = 1.3  # of the variance; the quick fit is right within some 10 %
+READ_MATTERS = 0.5  # photo-electrons² more or less of read noise
 SAME_LIGHT = 3.0  # ratio of mean photo-electrons: fields of one experiment differ as much
 BRIGHTEST = 8.0  # spreads of z above the training's centre
 
@@ -105,6 +106,7 @@ def find_misfits(volume: Volume, prior: Prior, noise: NoiseModel | Sequence[Nois
             other, sentences = _noise(part, trained, name)
             used = other or used
             found += sentences
+        found += _read_noise(trained, used, prior, name)
         found += _intensity(part, prior, trained, used, channel, name)
     return found
 
@@ -182,6 +184,27 @@ def _noise(volume: Volume, trained: NoiseModel, name: str) -> tuple[NoiseModel |
             f"Noise{name}: its variance is {worst:.2g} times what the prior expects (gain "
             f"{float(np.median(fitted.gain)):.3g} instead of {gain:.3g}, zero level "
             f"{float(np.median(fitted.zero)):.4g} instead of {zero:.4g}). Fit the noise anew.",
+        )
+    ]
+
+
+def _read_noise(trained: NoiseModel, used: NoiseModel, prior: Prior, name: str) -> list[Misfit]:
+    """Compare the read noise, which to the network is light: r² photo-electrons of it, everywhere."""
+    here, there = (read_variance_of([noise]) for noise in (used, trained))
+    if used is trained or here is None:
+        return []
+    if there is None:
+        there = float(prior.record.quanta.get("read_variance") or 0.0)
+    usual = trained.photons if math.isfinite(trained.photons) else 0.0
+    if abs(here - there) < max(READ_MATTERS, 0.2 * usual):
+        return []
+    return [
+        Misfit(
+            "intensity",
+            f"Read noise{name}: {math.sqrt(here):.2g} photo-electrons, in the prior's data {math.sqrt(there):.2g}; to "
+            f"the network, {abs(here - there):.2g} photo-electrons of haze {'more' if here > there else 'less'} than "
+            "it learned from. Draws behind a PSF or a mask allow for it, one call does not: look closely at the "
+            "result, or train on such data.",
         )
     ]
 

@@ -28,6 +28,7 @@ Form = Literal["thinning", "gaussian"]
 
 __all__ = ["NoiseModel", "choose_form", "stabilising_table"]
 
+LONGEST_LAG = 0.3  # of the noise of neighbours along X: beyond it the noise is correlated, and cannot be thinned
 _SQRT_STEP = 0.025
 _LARGEST_TABULATED = 400.0
 _CLASS_RATIO = 1.05
@@ -57,6 +58,9 @@ class NoiseModel:
         noise then counts as light, read_noise^2 / gain^2 of it).
     correlation : ndarray or None
         Autocorrelation of the noise, odd-sized, centre 1; None for white noise.
+    lag : float
+        Correlation of the noise of neighbours along X alone, by a scanning detector's electronics; 0 where
+        `correlation` says it, or there is none.
     form : {"thinning", "gaussian"}
         Which corruption to train with.
     reason : str
@@ -82,6 +86,7 @@ class NoiseModel:
     transfer: tuple[FloatArray, FloatArray, FloatArray] = (np.zeros(0), np.zeros(0), np.zeros(0))
     method: str = "given"
     notes: tuple[str, ...] = ()
+    lag: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a noise model."""
@@ -93,6 +98,8 @@ class NoiseModel:
             raise ValueError("a read noise without an offset does not fit the line: give the offset too, or neither.")
         if self.read_noise is not None and np.min(self.read_noise) < 0:
             raise ValueError(f"read_noise is {np.min(self.read_noise):g} ADU: it must be 0 or more.")
+        if not 0 <= self.lag <= LONGEST_LAG:
+            raise ValueError(f"lag is {self.lag:g}: a correlation from 0 to {LONGEST_LAG}.")
         if self.form not in ("thinning", "gaussian"):
             raise ValueError(f"form {self.form!r} is not known: take 'thinning' or 'gaussian'.")
         if self.correlation is not None and any(n % 2 == 0 for n in self.correlation.shape):
@@ -342,6 +349,7 @@ class NoiseModel:
         NoiseModel
             The same model.
         """
+        record = {"lag": 0.0, **record}  # which the first bundles did not say
         names = {field.name for field in fields(cls)} - {"transfer"}
         points = [f"transfer_{name}" for name in ("mean", "variance", "count")]
         unknown = sorted(set(record) - names - set(points))

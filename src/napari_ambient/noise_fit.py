@@ -52,6 +52,7 @@ _LADDERS: dict[Way, tuple[str, ...]] = {"single": WITHIN, "frames": BETWEEN, "re
 _FIRST_LOOK = 600_000
 # Below these the noise counts as white: thinning bears a little correlation, and in a single image what is
 # left of the structure looks like some.
+_LEAST_LAG = 0.02
 _CORRELATED = {"single": 0.2, "frames": 0.1, "repeats": 0.1}
 
 
@@ -189,6 +190,17 @@ def fit_channels(volume: Any) -> list[NoiseModel]:
     if "C" not in volume.axes:
         return [fit_noise(volume)]
     return [fit_noise(volume.channel(c)) for c in range(volume.sizes["C"])]
+
+
+def _lag(correlation: Array) -> float:
+    """Give the correlation of neighbours along X beyond that along Y; 0 where it does not stand out."""
+    middle = [n // 2 for n in correlation.shape]
+    along_y, along_x = (
+        float(correlation[tuple(m + (axis == a) for a, m in enumerate(middle))])
+        for axis in (correlation.ndim - 2, correlation.ndim - 1)
+    )
+    lag = along_x - max(along_y, 0.0)
+    return round(lag, 3) if lag > max(_LEAST_LAG, abs(along_y)) else 0.0
 
 
 def _correlation(planes: Sequence[Plane], bins: Bins, way: Way) -> tuple[Array, bool]:
@@ -379,6 +391,9 @@ def _model(
     strongest = float(off_centre.max())
     correlation = fit.correlation if fit.uniform and strongest > _CORRELATED[fit.way] else None
     notes.append(f"strongest noise correlation between neighbours {strongest:.2f}")
+    lag = _lag(fit.correlation) if fit.uniform and correlation is None else 0.0
+    if lag:
+        notes.append(f"a scanning detector's lag: neighbours along X are correlated by {lag:.3f}, along Y they are not")
     notes.append(f"variance from the {line.contrast} contrast")
     read_variance = None if read_noise is None else (read_noise / line.gain) ** 2
     form, reason = choose_form(photons, read_variance, correlation)
@@ -397,6 +412,7 @@ def _model(
         transfer=(points.mean, points.variance, points.count),
         method=fit.way,
         notes=tuple(notes),
+        lag=lag,
     )
 
 

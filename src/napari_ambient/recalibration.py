@@ -35,11 +35,10 @@ from .devices import choose_device, free_memory
 from .moments import Moments, Spread
 from .noise import NoiseModel
 from .prior import Prior, place
-from .recorruption import Thinning, blur, to_photons, trusted
+from .recorruption import Thinning, to_photons, trusted
 from .restoration import fit_to_frame
 from .restorer import Clipping, RestorationError, Restorer, plan_tile
 from .sampling import CallCount, TiledDenoiser, Watch, keyed_noise, network_calls, network_domain, posterior_draw
-from .splitting import split
 from .volumes import Volume
 
 Array = NDArray[np.floating]
@@ -143,14 +142,8 @@ def measure_spread(
         counted = good & torch.stack([g for _, g in others]).all(0)
         source = f"{len(repeats)} other time points"
     else:
-        seen = split(
-            counts,
-            blur(counts.reshape(1, -1, *counts.shape[-2:]), 2.0).reshape(counts.shape),
-            torch.tensor(exposure),
-            read_variance=form.read_variance,
-            pulse_shape=form.pulse_shape,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        generator = torch.Generator().manual_seed(seed)
+        seen = form.part(counts, counts, torch.tensor(exposure), generator)
         share, weight = exposure, 1 - exposure
         held, counted, source = (counts - seen) / weight, good, "held-out photons"
         own = held / weight

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,16 @@ from .devices import memory_errors
 from .networks.turns import GROUPS, turned, unturned
 from .noise import NoiseModel
 from .prior import Prior
-from .recorruption import Quanta, Recorruption, choose_recorruption, from_photons, to_photons, trusted
+from .recorruption import (
+    Quanta,
+    Recorruption,
+    choose_recorruption,
+    from_photons,
+    lag_of,
+    read_variance_of,
+    to_photons,
+    trusted,
+)
 from .sampling import CallCount, TileWarning, network_domain
 from .volumes import Volume
 from .volumes.tiles import Tile, split
@@ -91,10 +100,48 @@ class Restorer:
 
     def __post_init__(self) -> None:
         quanta = Quanta(**self.prior.record.quanta) if self.prior.record.quanta else None  # type: ignore[arg-type]
+        if quanta is not None and any(a is not b for a, b in zip(self.noise, self._trained(), strict=True)):
+            # another camera: its electronics and its read noise are what the counts show
+            read = read_variance_of(self.noise)
+            read = quanta.read_variance if read is None else read
+            quanta = replace(quanta, read_variance=read, lag=lag_of(self.noise))
+        self.quanta = quanta
         self.form: Recorruption = choose_recorruption(self.noise, self.prior.record.form, quanta=quanta)
         self.slices = self.prior.denoiser.arguments.channels
         sizes = dict(zip(self.volume.axes, self.volume.shape, strict=True))
         self.domain = network_domain(self.prior.denoiser.network, tuple(sizes.get(axis, 1) for axis in "ZYX"))
+
+    def _trained(self) -> tuple[NoiseModel, ...]:
+        """Give the noise of the prior's own data, one per channel of the volume."""
+        return tuple(self.prior.noise[min(c, len(self.prior.noise) - 1)] for c in range(len(self.noise)))
+
+    def read_variance(self, channel: int) -> tuple[float | NDArray[np.floating[Any]], float]:
+        """Give r², photo-electrons², of the data's camera and of the prior's.
+
+        Counts k above the line's zero are light and r² of read noise; the prior learned such counts of its own camera.
+        What is not known of the data is taken for the same.
+
+        Parameters
+        ----------
+        channel : int
+            Of the volume.
+
+        Returns
+        -------
+        here : float or ndarray, shape (Y, X)
+            Of the data.
+        there : float
+            Of the data that the prior was trained on.
+        """
+        trained = self._trained()[channel]
+        estimated = self.prior.record.quanta.get("read_variance")
+        there = read_variance_of([trained])
+        there = float(estimated or 0.0) if there is None else there
+        noise = self.noise[channel]
+        if noise is trained or noise.read_noise is None:
+            return there, there
+        here = np.square(np.divide(noise.read_noise, noise.gain))
+        return (here if np.ndim(here) else float(here)), there
 
     @property
     def overlapping(self) -> bool:

@@ -57,6 +57,7 @@ from .recorruption import (
     choose_form,
     choose_recorruption,
     fill,
+    lag_of,
     look_at_quanta,
     read_variance_of,
     stabilise,
@@ -299,9 +300,7 @@ class _Training:
             for optimiser in self.optimisers.values():
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-            batch = self.batch(
-                self.stream.crops(index, self.crops_per_step, self.rank), min(1.0, index / config.steps)
-            )
+            batch = self.batch(self.stream.crops(index, self.crops_per_step, self.rank), min(1.0, index / config.steps))
             with autocast(self.device, config.precision):
                 terms = objective.losses(model, self.average, batch, self.generator(index))
             total = sum(terms.values(), start=torch.zeros((), device=self.device))
@@ -381,7 +380,8 @@ class _Training:
                 bright = views.expected(views.refined(torch.ones_like(tensors[0])))
             tensors[1] &= measured(bright)
             tensors[2] &= seen & tensors[1]
-        return Batch(tensors[0], tensors[1], tensors[2], channel, partner, progress, views)
+        upright = torch.tensor([crop.turn % 2 == 0 for crop in crops], device=self.device)
+        return Batch(tensors[0], tensors[1], tensors[2], channel, partner, progress, views, upright)
 
     def _views(self, crops: Sequence[Crop]) -> Views | None:
         """Give the operators of some crops; None where images are only noisy."""
@@ -631,8 +631,8 @@ class _Training:
             # the noise's share, by the table: below three photo-electrons it is less than one
             noise_share = float(Gaussian().variance_at(seen.mean()))
             scales.append(Scale(float(z.mean()), math.sqrt(max(variance - noise_share, 0.1 * variance))))
-        known = read_variance_of([n for row in self.noises for n in row])
-        return scales, look_at_quanta(torch.cat(below), known)
+        flat = [n for row in self.noises for n in row]
+        return scales, look_at_quanta(torch.cat(below), read_variance_of(flat), lag_of(flat))
 
 
 def choose_objective(operator: Operator) -> ObjectiveName:

@@ -15,7 +15,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ SLICES_THROUGH = (
     "train a prior of single planes or of whole stacks (--dims 2D or 3D)"
 )
 """Said of priors whose planes overlap where draws begin far above the noise."""
+MAPS = (
+    "the noise model has a map for every camera pixel, and the operator changes the pixels; fit the noise of this "
+    "volume as one camera (--noise fit, in Python noise=fit_noise(volume))"
+)
 STATE = 14  # float32 images alive while drawing: state, rate, the rate before, noise, sums, and what they pass through
 
 
@@ -206,10 +210,7 @@ class DrawRestorer:
         spread = self.spread.factor if std is total else self.spread.of(std)
         zero, gain = (at(v, slice(None), slice(None)) for v in (noise.zero, noise.gain))
         if shape != measured and (np.ndim(zero) or np.ndim(gain)):
-            raise RestorationError(
-                "the noise model has a map for every camera pixel, and the operator changes the pixels; fit the noise "
-                "of this volume as one camera (--noise fit, in Python noise=fit_noise(volume))"
-            )
+            raise RestorationError(MAPS)
         results: list[NDArray[np.floating[Any]]] = []
         for output in self.outputs:
             if output.name == "mean":
@@ -233,7 +234,7 @@ class DrawRestorer:
 
     def _draw_all(self, time: int, channel: int, planes: slice, shape: tuple[int, ...]) -> Iterator[Array]:
         counts, valid, holes = self._read(time, channel, planes)
-        digest = "" if self.work is None else self._digest(counts, valid)
+        digest = "" if self.work is None else self._digest(counts, valid, channel)
         for number in range(self.draws):
             key = (self.seed, time, self.restorer.volume.first_channel + channel, number)
             name = "_".join(map(str, (*key, planes.start, digest)))
@@ -297,7 +298,7 @@ class DrawRestorer:
                 warnings.warn(SLICES_THROUGH, RestorationWarning, stacklevel=2)
             # some methods differentiate the network
             with torch.inference_mode(self.posterior in ("split_gibbs", "diffpir")):
-                clean = self._draw_through(counts, valid, operator, denoise, noise)
+                clean = self._draw_through(counts, valid, operator, denoise, noise, channel)
             self.count.piece_ended(tiled.calls)
             return clean
         with torch.inference_mode():
@@ -355,16 +356,29 @@ class DrawRestorer:
         operator: Operator,
         denoise: Callable[..., torch.Tensor],
         noise: Noise,
+        channel: int,
     ) -> Array:
-        """Draw what was before the operator; hot pixels and holes are a mask behind it."""
+        """Draw what was before the operator; hot pixels and holes are a mask behind it.
+
+        D knows λ = light + r² of its own camera; k is A light + r² of the data's camera, with that variance. So
+
+            k - Δ ~ A λ with variance A λ + Δ,   Δ = r²(data) - A r²(prior)
+
+        and r²(data) - r²(prior) is added to the light that is given, whose zero is the data's.
+        """
         form = self.restorer.form
+        likelihood: Likelihood = PoissonGaussian()
+        seen = fill(counts.reshape(1, -1, *counts.shape[-2:]), None if valid is None else valid[0])
+        here, there = self.restorer.read_variance(channel)
+        if np.ndim(here) or here != there:
+            shape = tuple(operator.input_shape(tuple(counts.shape[-3:])))
+            beyond = torch.as_tensor(here, dtype=torch.float32) - operator.forward(torch.full((1, 1, *shape), there))
+            counts = counts - beyond
+            likelihood = PoissonGaussian(beyond.clamp_min(0))
         if valid is not None:
             operator = Mask(valid[0, 0].numpy()) @ operator
             counts = torch.where(valid, counts, torch.zeros_like(counts))
-        # k has its variance as its mean, read noise included, which is what D learned from
-        likelihood: Likelihood = PoissonGaussian()
         if self.posterior == "diffpir":  # which knows Gaussian noise alone: the counts' own variance, from a pilot
-            seen = fill(counts.reshape(1, -1, *counts.shape[-2:]), None if valid is None else valid[0])
             likelihood = Gaussian(blur(seen, 2.0).clamp_min(0.1).reshape(counts.shape))
         problem = Problem(counts, operator, likelihood, SquareLink(0.0))
 
@@ -376,7 +390,9 @@ class DrawRestorer:
             z = reached
         assert z is not None
         light: Array = form.photons(z.detach())[0, 0].numpy()
-        return light
+        if np.ndim(here) and np.shape(here) != light.shape[-2:]:
+            raise RestorationError(MAPS)
+        return light + np.asarray(here - there, dtype=np.float32)
 
     def _foresee(self, watch: Watch | None) -> CallCount:
         """Foresee the network calls: (images and draws) pieces of (steps and tiles) calls."""
@@ -412,12 +428,12 @@ class DrawRestorer:
                 "which draws plane by plane"
             )
 
-    def _digest(self, counts: torch.Tensor, valid: torch.Tensor | None) -> str:
+    def _digest(self, counts: torch.Tensor, valid: torch.Tensor | None, channel: int) -> str:
         """Identify a draw by all that it depends on, so that no draw of another image or task is ever taken up."""
         task = {
             "prior": self.restorer.prior.sha256,
             "form": self.restorer.prior.record.form,
-            "quanta": dict(self.restorer.prior.record.quanta),
+            "quanta": None if self.restorer.quanta is None else asdict(self.restorer.quanta),
             "steps": self.steps,
             "operator": self.operator.to_dict(),
             "posterior": "amortised" if self.amortised else self.posterior,
@@ -426,6 +442,8 @@ class DrawRestorer:
         }
         digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode())
         digest.update(counts.numpy().tobytes())
+        for read_variance in self.restorer.read_variance(channel):
+            digest.update(np.asarray(read_variance).tobytes())
         if valid is not None:
             digest.update(valid.numpy().tobytes())
         return digest.hexdigest()[:16]

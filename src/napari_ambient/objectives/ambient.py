@@ -101,7 +101,7 @@ class Ambient(Objective):
         count = self._measured(size, generator) if batch.progress >= self.start else 0
         sigma[:count] = self.level * form.sigma_y
         shown = self.shown(batch, generator)
-        further = form.recorrupt(batch.counts, shown, sigma, generator)
+        further = form.recorrupt(batch.counts, shown, sigma, generator, batch.upright)
         measured = torch.arange(size, device=sigma.device) < count
         seen, seen_sigma, seen_where = further.x_t, sigma, shown
         if count:
@@ -140,7 +140,7 @@ class Ambient(Objective):
         form = self.recorruption
         sigma = torch.full((len(batch.counts),), self.level * form.sigma_y, device=batch.counts.device)
         shown = self.shown(batch, generator)
-        further = form.recorrupt(batch.counts, shown, sigma, generator)
+        further = form.recorrupt(batch.counts, shown, sigma, generator, batch.upright)
         prediction = denoiser(
             further.x_t, sigma, corruption=form.corruption, channel=batch.channel, known=self._known(shown)
         )

@@ -59,7 +59,7 @@ class Anchor:
         device = batch.counts.device
         draw = torch.rand(size, generator=generator, device=generator.device).to(device)
         sigma = form.sigma_y * (ABOVE + (HIGHEST - ABOVE) * draw)
-        seen = form.recorrupt(batch.counts, batch.valid, sigma, generator).x_t
+        seen = form.recorrupt(batch.counts, batch.valid, sigma, generator, batch.upright).x_t
         count = size // 2
         measured = torch.arange(size, device=device) < count
         if count:

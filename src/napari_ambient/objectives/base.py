@@ -79,6 +79,8 @@ class Batch:
         0 at the start of training, 1 at its end.
     views : Views or None
         How each crop was measured; None where the crops are only noisy.
+    upright : Tensor of bool, shape (B,), or None
+        False where a quarter turn has laid the camera's X along the last axis but one; None: nowhere.
     """
 
     counts: Tensor
@@ -88,13 +90,22 @@ class Batch:
     partner: Tensor | None = None
     progress: float = 1.0
     views: Views | None = None
+    upright: Tensor | None = None
 
     def part(self, which: slice) -> Batch:
         """Give some of the crops."""
         partner = None if self.partner is None else self.partner[which]
         views = None if self.views is None else self.views.part(which)
+        upright = None if self.upright is None else self.upright[which]
         return Batch(
-            self.counts[which], self.valid[which], self.learn[which], self.channel[which], partner, self.progress, views
+            self.counts[which],
+            self.valid[which],
+            self.learn[which],
+            self.channel[which],
+            partner,
+            self.progress,
+            views,
+            upright,
         )
 
     def expected(self, light: Tensor) -> Tensor:

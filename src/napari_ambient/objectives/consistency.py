@@ -80,7 +80,7 @@ class Consistency(Objective):
             low = high * (LOW / high) ** draw[0]
             upper = min(high, low * self.ratio ** max(draw[1], 0.1))
             start = torch.full((len(chained.counts),), high, device=chained.counts.device)
-            x = form.recorrupt(chained.counts, chained.valid, start, generator).x_t
+            x = form.recorrupt(chained.counts, chained.valid, start, generator, chained.upright).x_t
 
             def denoise(x_t: Tensor, sigma: float) -> Tensor:
                 return level_denoiser(average, x_t, sigma, chained.channel)

@@ -71,7 +71,7 @@ class ExpectationMaximisation(DrawStage):
         form = self.recorruption
         high = self.above * form.sigma_y
         start = torch.full((len(batch.counts),), high, device=batch.counts.device)
-        x = form.recorrupt(batch.counts, batch.valid, start, generator).x_t
+        x = form.recorrupt(batch.counts, batch.valid, start, generator, batch.upright).x_t
 
         def denoise(x_t: Tensor, sigma: float) -> Tensor:
             return level_denoiser(average, x_t, sigma, batch.channel)

@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from napari_ambient.recorruption import Recorruption, Thinning, blur, fill, stabilise
+from napari_ambient.recorruption import Recorruption, Thinning, fill, stabilise
 from napari_ambient.samplers import accumulate, exposure_ladder, seeded_noise
-from napari_ambient.splitting import binomial, split
+from napari_ambient.splitting import binomial
 
 from .base import Batch, Denoise, mean_where
 from .draw_stage import DrawStage
@@ -95,6 +95,7 @@ class VirtualExposures(DrawStage):
             "light": light,
             "valid": batch.valid,
             "channel": batch.channel,
+            "upright": torch.ones_like(batch.channel, dtype=torch.bool) if batch.upright is None else batch.upright,
         }
 
     def _thinned(self, denoiser: Denoise, rows: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -105,14 +106,9 @@ class VirtualExposures(DrawStage):
         exposure = (self.upper * self.longest) ** draw
         view = (-1,) + (1,) * (base.ndim - 1)
         share = (exposure / self.longest).reshape(view)
-        first = split(
-            base,
-            blur(base, 2.0),
-            share,
-            read_variance=form.read_variance,
-            pulse_shape=form.pulse_shape,
-            generator=generator,
-        ) + binomial(added, share.expand_as(added), generator)
+        first = form.part(base, base, share, generator, rows["upright"]) + binomial(
+            added, share.expand_as(added), generator
+        )
         left = (base + added - first) / self.longest
         seen = stabilise(first, exposure.reshape(view))
         prediction = denoiser(seen, exposure.rsqrt(), corruption=form.corruption, channel=rows["channel"])
