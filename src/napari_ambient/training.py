@@ -618,14 +618,16 @@ class _Training:
             seen = torch.from_numpy(photons)
             z = stabilise(seen, 1.0)
             variance = float(z.var(correction=0))
+            what = f"channel {channel}" if self.channels > 1 else "the image"
             if photons.min() == photons.max():  # the variance of equal numbers need not be 0 to the last bit
+                others = "choose other channels with --channel" if self.channels > 1 else "choose another"
                 raise TrainingError(
-                    f"channel {channel} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned "
-                    "from it: choose other channels with --channel"
+                    f"{what} is constant ({float(photons[0]):g} photo-electrons); nothing can be learned from it: "
+                    f"{others}"
                 )
             if variance == 0:
                 raise TrainingError(
-                    f"channel {channel} holds no light: all of it lies below the camera's zero (its largest value is "
+                    f"{what} holds no light: all of it lies below the camera's zero (its largest value is "
                     f"{float(photons.max()):g} photo-electrons above it); give the right zero, or other images"
                 )
             # the noise's share, by the table: below three photo-electrons it is less than one

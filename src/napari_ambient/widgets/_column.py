@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
-from qtpy.QtWidgets import QFormLayout, QFrame, QGroupBox, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QFrame, QGroupBox, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 
 def scrolled_column(widget: QWidget) -> QVBoxLayout:
@@ -88,9 +88,23 @@ def labelled_rows(parent: QWidget | None = None) -> QFormLayout:
     -------
     QFormLayout
     """
-    rows = QFormLayout() if parent is None else QFormLayout(parent)
+    rows = _Rows() if parent is None else _Rows(parent)
     rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     return rows
+
+
+WIDEST = "Average over"
+"""Label as wide as which all are, so that the fields of one form stand below each other."""
+
+
+class _Rows(QFormLayout):
+    def addRow(self, *row: object) -> None:
+        """Add a row; a label in words is as wide as those of all other rows."""
+        if row and isinstance(row[0], str):
+            label = QLabel(row[0])
+            label.setMinimumWidth(label.fontMetrics().horizontalAdvance(WIDEST))
+            row = (label, *row[1:])
+        super().addRow(*row)
 
 
 MARGIN = 4

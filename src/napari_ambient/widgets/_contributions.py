@@ -321,8 +321,11 @@ def sample_blurred() -> list[LayerData]:
     list of layer data
         The PSF is hidden at first.
     """
+    from napari_ambient.widgets._layers import METADATA
+
     psf = _sample("psf_widefield", "PSF")
     psf[1]["visible"] = False
+    psf[1]["metadata"][METADATA]["kind"] = "psf"
     return [psf, _sample("mitochondria_3d_blurred", "mitochondria (blurred)")]
 
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.compat import isalive
 from qtpy.QtCore import QLocale, QSignalBlocker, Qt, Signal
-from qtpy.QtGui import QDoubleValidator
+from qtpy.QtGui import QDoubleValidator, QPaintEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
-    QFormLayout,
     QGridLayout,
     QHBoxLayout,
     QInputDialog,
@@ -29,11 +28,15 @@ from qtpy.QtWidgets import (
     QMenu,
     QPushButton,
     QSizePolicy,
+    QStyle,
+    QStyleOptionComboBox,
+    QStylePainter,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_ambient.widgets._column import labelled_rows
 from napari_ambient.widgets._layers import (
     LayerError,
     describe_axes,
@@ -61,6 +64,8 @@ _KINDS: dict[Kind, tuple[type[Layer], ...]] = {
     "labels": (Labels,),
     "mask": (Labels, Image),
 }
+GAP = 4
+"""Pixels between a combo box's text and its field."""
 _FILE_AXES = ("ZYX", "TYX", "CYX", "TZYX", "CZYX", "TCYX", "TCZYX")
 _PATTERNS = "Images (*.tif *.tiff *.btf *.npy);;All files (*)"
 
@@ -143,6 +148,20 @@ class LayerBox(QComboBox):
             else:
                 self.setCurrentIndex(self._default(entries))
         self._pick()
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        """Show a long name without its middle: what tells layers apart stands at their ends."""
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        style = self.style()
+        assert style is not None
+        room = style.subControlRect(
+            QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self
+        )
+        text = self.currentText() or self.placeholderText()
+        option.currentText = self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideMiddle, room.width() - GAP)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
 
     def _default(self, entries: list[Any]) -> int:
         if self._none or self._types != (Image,):
@@ -231,9 +250,8 @@ class SourceForm(QWidget):
         understood.addWidget(self.words, 1)
         understood.addWidget(self.edit, 0, Qt.AlignmentFlag.AlignVCenter)
         self.fields = QWidget()
-        self._form = form = QFormLayout(self.fields)
+        self._form = form = labelled_rows(self.fields)
         form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Axes", self.axes_box)
         self.steps = QWidget()
         steps = QGridLayout(self.steps)

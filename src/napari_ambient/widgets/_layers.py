@@ -52,7 +52,7 @@ class LayerError(ValueError):
 
 
 def is_measurement(layer: Layer) -> bool:
-    """Whether a layer may be what a microscope measured: an image that was not restored, drawn or previewed here.
+    """Whether a layer may be what a microscope measured: no PSF, and not restored, drawn or previewed here.
 
     Parameters
     ----------
@@ -62,7 +62,19 @@ def is_measurement(layer: Layer) -> bool:
     own = layer.metadata.get(METADATA)
     own = own if isinstance(own, Mapping) else {}
     made = any(record.get("action") in ("restore", "sample") for record in own.get("history", ()))
-    return isinstance(layer, Image) and not made and not own.get("preview")
+    return isinstance(layer, Image) and not made and not own.get("preview") and not is_psf(layer)
+
+
+def is_psf(layer: Layer) -> bool:
+    """Whether a layer is known to be a PSF, as that of the sample data is.
+
+    Parameters
+    ----------
+    layer : Layer
+        Any layer.
+    """
+    own = layer.metadata.get(METADATA)
+    return isinstance(layer, Image) and isinstance(own, Mapping) and own.get("kind") == "psf"
 
 
 def layer_to_start_with(viewer: Viewer) -> Image | None:

@@ -22,7 +22,6 @@ from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
     QFileDialog,
-    QFormLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
@@ -35,8 +34,9 @@ from qtpy.QtWidgets import (
 from napari_ambient.measurement import Optics
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.units import MICROMETERS
+from napari_ambient.widgets._column import labelled_rows
 from napari_ambient.widgets._forms import LayerBox, make_narrow
-from napari_ambient.widgets._layers import known_axes, volume_from_layer
+from napari_ambient.widgets._layers import is_psf, known_axes, volume_from_layer
 from napari_ambient.widgets._run import Job, Message, run
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ SHOWN = (2.0, 3.0)
 """Full widths to each side that the picture shows, along Z and across."""
 ROUNDING = 0.06
 """nm that a field's rounding may change."""
+USUAL = "These are usual optics: check them against your microscope."
 BARS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 """Scale bars, nm."""
 MEDIA = {"oil": 1.515, "glycerol": 1.47, "silicone": 1.40, "water": 1.33, "air": 1.0}
@@ -70,10 +71,12 @@ class PsfForm(QWidget):
 
     def __init__(self, viewer: Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._viewer = viewer
         self.psf: NDArray[Any] | None = None
         """The PSF, odd-sized, centred, of sum 1; None while there is none."""
         self._volume: Volume | None = None
         self._wanted = False
+        self._touched = False
         self._job: Job | None = None
 
         self.source = QComboBox()
@@ -101,9 +104,9 @@ class PsfForm(QWidget):
         self.path.setPlaceholderText("image of a bead, or a PSF")
         self.browse = QPushButton("Browse…")
         self.kind = QComboBox()
-        for text, value in (("image of a bead", "bead"), ("computed PSF", "computed")):
+        for text, value in (("image of a bead", "bead"), ("PSF", "computed")):
             self.kind.addItem(text, value)
-        self.kind.setToolTip("The background of a bead's image is taken away; a computed PSF has none")
+        self.kind.setToolTip("The background of a bead's image is taken away; a PSF has none")
         self.picture = PsfPicture()
         self.words = QLabel()
         self.words.setWordWrap(True)
@@ -119,9 +122,8 @@ class PsfForm(QWidget):
         self._show_rows()
 
     def _lay_out(self) -> None:
-        self.rows = QFormLayout()
+        self.rows = labelled_rows()
         self.rows.setContentsMargins(0, 0, 0, 0)
-        self.rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.file = QWidget()
         file = QHBoxLayout(self.file)
         file.setContentsMargins(0, 0, 0, 0)
@@ -152,6 +154,10 @@ class PsfForm(QWidget):
     def _connect(self) -> None:
         for box in (self.source, self.microscope):
             box.currentIndexChanged.connect(self._show_rows)
+        for box in (self.microscope, self.medium):
+            box.currentIndexChanged.connect(self._touch)
+        for number in (self.na, self.emission, self.excitation, self.sheet):
+            number.valueChanged.connect(self._touch)
         for box in (self.source, self.microscope, self.medium, self.kind):
             box.currentIndexChanged.connect(self._ask)
         for number in (self.na, self.emission, self.excitation, self.sheet, self.across, self.along):
@@ -192,8 +198,13 @@ class PsfForm(QWidget):
         self._ask()
 
     def set_wanted(self, wanted: bool) -> None:
-        """Say whether a PSF is needed; until then none is computed."""
+        """Say whether a PSF is needed; until then none is computed. A layer known to be a PSF is taken first."""
         began, self._wanted = wanted and not self._wanted, wanted
+        known = [layer for layer in list(self._viewer.layers)[::-1] if is_psf(layer)]
+        if began and known and not self._touched and self.source.currentData() == "optics":
+            self.source.setCurrentIndex(self.source.findData("layer"))
+            self.kind.setCurrentIndex(self.kind.findData("computed"))
+            self.layer.choose(known[0])
         if began and self.psf is None and not self.computing:
             self._timer.start()
 
@@ -235,6 +246,9 @@ class PsfForm(QWidget):
         if name:
             self.path.setText(name)
             self._ask()
+
+    def _touch(self, _: object = None) -> None:
+        self._touched = True
 
     def _ask(self, _: object = None) -> None:
         if self._job is not None:
@@ -316,7 +330,8 @@ class PsfForm(QWidget):
         self.message.say("")
         self.picture.show_psf(psf, steps, widths)
         size = " × ".join(map(str, psf.shape))
-        self.words.setText(f"Full width at half maximum: {_say(widths, steps)}. {size} voxels.")
+        usual = "" if self._touched or self.source.currentData() != "optics" else f" {USUAL}"
+        self.words.setText(f"Full width at half maximum: {_say(widths, steps)}. {size} voxels.{usual}")
         if not all(math.isfinite(width) for width in widths):
             self.message.warn("Its light does not fall to half of its peak within the box. Is this the PSF?")
         self.changed.emit()

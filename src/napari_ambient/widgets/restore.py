@@ -83,6 +83,8 @@ FILLS_IN = (
     "This prior knows nothing below the noise of its data, so it gives no error bars; what it was trained for (“{}”) "
     "it does in one call, the mean alone."
 )
+NEEDS_PSF = "First give the PSF of the blur"
+RESTORES = "A restoration runs: Cancel ends it"
 MEAN_ALONE = "This prior's own posterior gives the mean alone; error bars need draws."
 NEEDS_BELOW = (
     "This prior knows nothing below the noise of its data, so it gives no error bars and undoes no blur: train it on "
@@ -458,7 +460,10 @@ class RestoreWidget(QWidget):
         missing = [
             word for word, there in (("a prior", prior is not None), ("an image", self.source.ready)) if not there
         ]
-        self.button.setToolTip(f"First choose {' and '.join(missing)}" if missing else "")
+        waits = NEEDS_PSF if blurred and self.psf.psf is None else ""
+        if missing:
+            waits = f"First choose {' and '.join(missing)}"
+        self.button.setToolTip(RESTORES if self.running else waits)
         self.button.setText("Restoring…" if self.running else "Restore" if whole else "Preview")
         fixed = (self.prior, self.channels, self.source, self.refit, self.others, self.task, self.psf, self.holes)
         for part in (*fixed, self.by, self.holes_are, self.where, self.region, self.mean, self.drawing):

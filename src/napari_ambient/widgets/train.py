@@ -73,6 +73,10 @@ if TYPE_CHECKING:
 RESTORE = "Restore (Ambient restoration)"
 """Folder of the unfinished trainings, in the cache folder."""
 TRAIN = "Learn what the clean structures look like, from these images alone"
+SAVE = "Save the prior as a folder *.prior, once there is one"
+NO_IMAGE = "First choose an image, and its axes where they are not known"
+TRAINS = "A training runs: Stop ends it, and keeps what was learned"
+LOADS = "The prior to start from is being loaded"
 TIMING = "Timing a few steps on this machine…"
 SECOND_STAGE = (
     "A second stage teaches what lies below the noise: needed for error bars, draws, deconvolution and new images"
@@ -180,6 +184,7 @@ class TrainWidget(QWidget):
         for text, size in (("of the preset", None), ("small", "small"), ("medium", "medium"), ("large", "large")):
             self.size.addItem(text, size)
         self.steps = _count_box(0, 10**7, "of the preset", "Training steps; the stage for error bars has its own")
+        self.below_steps = _count_box(0, 10**7, "of the preset", "Steps of the stage that teaches error bars")
         self.batch = _count_box(0, 4096, "of the preset", "Image crops per step; fewer need less memory")
         self.seed = _count_box(0, 2**31 - 1, "", "The same seed gives the same prior")
         self.origin = PriorBox(self.viewer, none="nothing")
@@ -207,7 +212,7 @@ class TrainWidget(QWidget):
         self.stop.setToolTip("Stop, and keep what was learned so far")
         self.resume = QPushButton("Resume")
         self.save = QPushButton("Save…")
-        self.save.setToolTip("Save the prior as a folder *.prior")
+        self.save.setToolTip(SAVE)
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.progress = QLabel()
@@ -247,6 +252,7 @@ class TrainWidget(QWidget):
             ("Network", self.dims),
             ("Size", self.size),
             ("Steps", self.steps),
+            ("… error bars", self.below_steps),
             ("Batch", self.batch),
             ("Seed", self.seed),
             ("Start from", self.origin),
@@ -285,7 +291,7 @@ class TrainWidget(QWidget):
         self.noise.estimate.clicked.connect(self.estimate_noise)
         for box in (self.preset, self.dims, self.size, self.noise.form, self.objective):
             box.currentIndexChanged.connect(self._form_changed)
-        for number in (self.steps, self.batch, self.low_rank):
+        for number in (self.steps, self.below_steps, self.batch, self.low_rank):
             number.valueChanged.connect(self._form_changed)
         self.origin.changed.connect(self._form_changed)
         self.through.changed.connect(self._form_changed)
@@ -331,7 +337,8 @@ class TrainWidget(QWidget):
         changes |= {"dims": self.dims.currentData(), "form": self.noise.chosen_form, "seed": self.seed.value()}
         if self.size.currentData() is not None:
             changes["size"] = cast(Size, self.size.currentData())
-        changes |= {name: box.value() for name, box in (("steps", self.steps), ("batch", self.batch)) if box.value()}
+        numbers = {"steps": self.steps, "below_steps": self.below_steps, "batch": self.batch}
+        changes |= {name: box.value() for name, box in numbers.items() if box.value()}
         second = self.chosen_objective == "ambient" and self.error_bars.isChecked()
         changes["below"] = "auto" if second else "none"
         if self.origin.prior is not None:
@@ -378,11 +385,14 @@ class TrainWidget(QWidget):
         free = self.source.ready and not self.training and not self.origin.loading
         missing = self.through.missing
         self.train.setEnabled(free and not missing)
-        self.train.setToolTip(missing or TRAIN)
+        lacks = missing or ("" if self.source.ready else NO_IMAGE)
+        waits = TRAINS if self.training else LOADS if self.origin.loading else ""
+        self.train.setToolTip(waits or lacks or TRAIN)
         self.train.setText("Training…" if self.training else "Train")
         self.stop.setVisible(self.training)
         self.resume.setVisible(not self.training and self._unfinished is not None)
         self.resume.setEnabled(free)
+        self.save.setToolTip(f"Save {self._known.name} as a folder *.prior" if self._known else SAVE)
         self.save.setEnabled(self._prior is not None and self._saving is None and not self.training)
         self.restore.setVisible(self._prior is not None and not self.training)
         self.noise.estimate.setEnabled(free and self._fit is None)
@@ -402,6 +412,7 @@ class TrainWidget(QWidget):
         reason = "" if name == "ambient" else (NO_STAGE_NEEDED if name in ALL_LEVELS else NO_STAGE).format(name)
         self.error_bars.setEnabled(not self.training and not reason)
         self.error_bars.setToolTip(reason or SECOND_STAGE)
+        self.below_steps.setEnabled(self.error_bars.isEnabled() and self.error_bars.isChecked())
         loses = begins is not None and begins.knows_below and not self.error_bars.isChecked()
         self.keeps.say(reason or (LOSES_BELOW if loses else ""))
 
