@@ -18,7 +18,7 @@ from napari_ambient.samples import sample_folder
 from napari_ambient.volumes import Volume, open_volume, save_volume
 from napari_ambient.widgets._contributions import add_prior, get_prior_reader, get_zarr_reader
 from napari_ambient.widgets._forms import SourceForm
-from napari_ambient.widgets._layers import known_axes, volume_from_layer
+from napari_ambient.widgets._layers import known_axes, layer_to_start_with, volume_from_layer
 from napari_ambient.widgets._session import priors_of
 from napari_ambient.widgets._settings import PLUGIN, Settings, settings
 
@@ -123,6 +123,8 @@ def test_samples_open_at_once(
     if key == "blurred":
         assert not layers[0].visible
         assert layers[0].data.sum() == pytest.approx(1, abs=1e-4)
+        viewer.layers.selection = {layers[0]}  # a form that is opened now is about the stack all the same
+        assert layer_to_start_with(viewer) is layers[1]
 
 
 # ------------------------------------------------------------------------------------------- OME-Zarr

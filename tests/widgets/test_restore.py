@@ -614,6 +614,25 @@ def test_deconvolve_with_the_optics(form: RestoreWidget, press: Callable[..., li
     assert layer.metadata[METADATA]["provenance"]["operator"]["operator"] == "blur"
 
 
+def test_a_layer_that_is_known_to_be_a_psf_is_taken(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
+    """As that of the sample data; what the optics are is otherwise said to be a guess until one is given."""
+    psf = np.outer(*2 * (np.hanning(9),)).astype(np.float32)
+    layer = viewer.add_image(psf / psf.sum(), name="PSF", metadata={METADATA: {"kind": "psf"}})
+    assert form.source.layer is viewer.layers["waves"]
+    choose(form.task, "psf")
+    assert form.button.toolTip() == module.NEEDS_PSF
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert (form.psf.source.currentText(), form.psf.kind.currentText()) == ("a layer", "PSF")
+    assert form.psf.layer.layer is layer
+    assert form.psf.psf.shape[-1] <= 9
+    choose(form.psf.source, "optics")
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert "usual optics" in form.psf.words.text()
+    form.psf.na.setValue(0.9)
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    assert "usual optics" not in form.psf.words.text()
+
+
 def test_the_image_is_not_its_own_psf(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:
     """A layer of the image's own name and size is refused, and one that is wider than its box is doubted."""
     choose(form.task, "psf")

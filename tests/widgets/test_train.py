@@ -318,10 +318,43 @@ def test_error_bars_region_and_save(make: Any, viewer: Any, tmp_path: Path, qtbo
     assert known.prior.knows_below
     assert len(widget.losses.names) > 3
     assert known.prior.noise[0].hot_pixels is None or known.prior.noise[0].hot_pixels.shape == (38, 48)
+    assert known.name in widget.save.toolTip()
     widget.save_prior(tmp_path / "mine")
     qtbot.waitUntil(lambda: widget._saving is None, timeout=WAIT)
     assert load_prior(tmp_path / "mine.prior").sha256 == known.prior.sha256
     assert [k.path for k in priors_of(viewer)] == [(tmp_path / "mine.prior").resolve()]
+
+
+def test_greyed_buttons_say_why(make: Any, viewer: Any, qtbot: Any) -> None:
+    """And the steps of the stage for error bars can be set where there is one."""
+    widget = make()
+    assert widget.train.toolTip() == train.TRAIN
+    assert widget.save.toolTip() == train.SAVE
+    assert not widget.below_steps.isEnabled()
+    widget.error_bars.setChecked(True)
+    assert widget.below_steps.isEnabled()
+    widget.below_steps.setValue(77)
+    assert widget.config().below_steps == 77
+    viewer.layers.clear()
+    assert not widget.train.isEnabled()
+    assert widget.train.toolTip() == train.NO_IMAGE
+    long = make(LONG)
+    viewer.add_image(noisy(), axis_labels=("t", "y", "x"))
+    click(qtbot, long.train)
+    assert long.train.toolTip() == train.TRAINS
+
+
+def test_fields_stand_below_each_other(make: Any, qtbot: Any) -> None:
+    """Whatever their labels and the box that they lie in."""
+    widget = make()
+    click(qtbot, widget.advanced.button)
+    qtbot.wait(50)
+
+    def left(*boxes: Any) -> set[int]:
+        return {box.mapTo(widget, QPoint(0, 0)).x() for box in boxes}
+
+    assert len(left(widget.region, widget.preset, widget.preview)) == 1
+    assert len(left(widget.name, widget.seed, widget.steps)) == 1
 
 
 def test_the_time_is_said_before_training(make: Any, qtbot: Any) -> None:
