@@ -93,17 +93,23 @@ def labelled_rows(parent: QWidget | None = None) -> QFormLayout:
     return rows
 
 
-WIDEST = "Average over"
+WIDEST = "… error bars"
 """Label as wide as which all are, so that the fields of one form stand below each other."""
+
+
+class _Label(QLabel):
+    def sizeHint(self) -> QSize:
+        """As wide as the widest, in the font that it has by then."""
+        return super().sizeHint().expandedTo(QSize(self.fontMetrics().horizontalAdvance(WIDEST), 0))
+
+    minimumSizeHint = sizeHint
 
 
 class _Rows(QFormLayout):
     def addRow(self, *row: object) -> None:
         """Add a row; a label in words is as wide as those of all other rows."""
         if row and isinstance(row[0], str):
-            label = QLabel(row[0])
-            label.setMinimumWidth(label.fontMetrics().horizontalAdvance(WIDEST))
-            row = (label, *row[1:])
+            row = (_Label(row[0]), *row[1:])
         super().addRow(*row)
 
 
