@@ -6,14 +6,15 @@ where its light is, and divided by its sum.
 *Computed* (`microscope_psf`): the scalar model of Gibson & Lanni, J. Opt. Soc. Am. A 9 (1992), 154,
 
     h(r, z) = | ∫₀¹ J₀(k NA r ρ) exp(i k W(ρ, z)) ρ dρ |²,    k = 2π / wavelength
-    W(ρ, z) = -z √(n² - NA² ρ²) + d (√(s² - NA² ρ²) - n/s √(n² - NA² ρ²))
+    W(ρ, z) = -z √(n² - NA² ρ²) + d (√(s² - NA² ρ²) - n/s √(n² - NA² ρ²)) + c₁ ρ⁴ + c₂ ρ⁶ + …
 
 with the focus z deeper than the point, which lies d under the coverslip in a specimen of index s; n is the
-immersion's. Without mismatch (s = n) only the first term stays, which for small NA is Born & Wolf's (Principles of
-Optics, 8.8): Airy radius 0.61 wavelength/NA, first axial zero 2 n wavelength/NA². A widefield microscope has the h of
-the emission. A confocal one has the product of the h of the excitation with that of the emission averaged over the
-pinhole (Wilson & Sheppard, Theory and Practice of Scanning Optical Microscopy, 1984), a light-sheet that of the
-emission's h with the sheet's Gaussian profile (Engelbrecht & Stelzer, Opt. Lett. 31 (2006), 1477).
+immersion's, and the c are of spherical aberration from anywhere (`psf_fit.py` finds them in a stack). Without mismatch
+(s = n) only the first term stays, which for small NA is Born & Wolf's (Principles of Optics, 8.8): Airy radius 0.61
+wavelength/NA, first axial zero 2 n wavelength/NA². A widefield microscope has the h of the emission. A confocal one has
+the product of the h of the excitation with that of the emission averaged over the pinhole (Wilson & Sheppard, Theory
+and Practice of Scanning Optical Microscopy, 1984), a light-sheet that of the emission's h with the sheet's Gaussian
+profile (Engelbrecht & Stelzer, Opt. Lett. 31 (2006), 1477).
 
 In the flow this file stands before `operators.Blur`, which takes what it makes.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -314,6 +315,8 @@ def microscope_psf(
     sheet_thickness_um: float | None = None,
     specimen_index: float | None = None,
     depth_um: float = 0.0,
+    aberration: Sequence[float] = (),
+    axial_scale: float = 1.0,
 ) -> FloatArray:
     """Compute the PSF of a microscope from its optics.
 
@@ -348,6 +351,10 @@ def microscope_psf(
     depth_um : float
         Depth under the coverslip, µm, 0 or more: with another `specimen_index` it makes spherical aberration. Planes of
         larger Z lie deeper. The plane where the emission is brightest is made the middle one.
+    aberration : sequence of float
+        More spherical aberration: coefficients of ρ⁴, ρ⁶, … over the pupil, in emission wavelengths.
+    axial_scale : float
+        µm that the focus moves for each µm between planes, above 0.
 
     Returns
     -------
@@ -361,8 +368,14 @@ def microscope_psf(
     """
     if kind not in MICROSCOPES:
         raise PointSpreadError(f"kind is {kind!r}; choose widefield, confocal or light-sheet")
-    objective = _objective(na, refractive_index, specimen_index, depth_um)
     emission = _wavelength("emission", wavelength_nm)
+    objective = _objective(na, refractive_index, specimen_index, depth_um)
+    if not np.isfinite(np.asarray([axial_scale, *aberration])).all() or axial_scale <= 0:
+        raise PointSpreadError(
+            f"the axial scale is {axial_scale}, the aberration {tuple(aberration)} wavelengths; give finite numbers, "
+            "the first above 0"
+        )
+    objective = replace(objective, aberration=tuple(emission * c for c in aberration))
     step = _checked_step(voxel_size_um, dims)
     excitation = sheet = 0.0
     if kind == "confocal":
@@ -387,7 +400,7 @@ def microscope_psf(
     if dims == 2:
         half = (0, *half[-2:])
     z: Real = step[0] * np.arange(-half[0], half[0] + 1, dtype=np.float64)
-    focus: Real = z + objective.focus(emission)
+    focus: Real = axial_scale * z + objective.focus(emission)
 
     def profile(radius: Real) -> Real:
         """Intensity over (z, radius)."""
@@ -415,6 +428,7 @@ class _Objective:
     immersion: float
     specimen: float
     depth: float
+    aberration: tuple[float, ...] = ()
 
     @property
     def edge(self) -> float:
@@ -426,6 +440,7 @@ class _Objective:
         through = np.sqrt(np.maximum(self.immersion**2 - (self.na * rho) ** 2, 0))
         bent = np.sqrt(np.maximum(self.specimen**2 - (self.na * rho) ** 2, 0))
         mismatch = self.depth * (bent - self.immersion / self.specimen * through)
+        mismatch = mismatch + sum(c * rho ** (4 + 2 * i) for i, c in enumerate(self.aberration))
         return np.asarray(mismatch - z[:, None] * through)
 
     def intensity(self, radius: Real, z: Real, wavelength: float) -> Real:
@@ -444,13 +459,15 @@ class _Objective:
 
     def focus(self, wavelength: float) -> float:
         """Z where the image of the point is brightest."""
-        if self.depth == 0 or self.specimen == self.immersion:
+        if (self.depth == 0 or self.specimen == self.immersion) and not any(self.aberration):
             return 0.0
         # a ray of pupil radius ρ meets the axis at z(ρ), where W is stationary; the outermost carry little light
         rho = 0.97 * self.edge * np.linspace(0, 1, 32)
         squared = (self.na * rho) ** 2
         rays = np.sqrt((self.immersion**2 - squared) / (self.specimen**2 - squared))
         ends = self.depth * (rays - self.immersion / self.specimen)
+        slope = sum((4 + 2 * i) * c * rho ** (2 + 2 * i) for i, c in enumerate(self.aberration))
+        ends = ends - slope * np.sqrt(self.immersion**2 - squared) / self.na**2
         width = self.immersion * wavelength / self.na**2
         ladder = np.arange(ends.min() - width, ends.max() + width, width / 40)
         axis = self.intensity(np.zeros(1), ladder, wavelength)[:, 0]
