@@ -1,4 +1,4 @@
-"""The command line: train, restore, sample, audit, fit-noise, info, demo.
+"""The command line: train, restore, sample, audit, fit-noise, fit-psf, info, demo.
 
 Every command is a few lines around the same public functions that notebooks and widgets call; the help texts are the
 docstrings. Exit codes: 0 all is well, 1 some file failed, 2 the command cannot be carried out, 130 interrupted.
@@ -585,6 +585,76 @@ def fit_noise(
             target = plot if count == 1 else plot.with_stem(f"{plot.stem}_{c}")
             noise_fit.plot_transfer(model, target)
             print(f"wrote {target}")
+    return 0
+
+
+@app.command
+def fit_psf(
+    path: str,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    na: float,
+    wavelength: float = 520.0,
+    refractive_index: float = 1.515,
+    channel: str | None = None,
+    axes: str | None = None,
+    voxel_size: tuple[float, float, float] | None = None,
+    level: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Fit the PSF of a widefield microscope to a stack: the optics that predict photons held out of it best.
+
+    Aperture, axial scale and spherical aberration, from what is written on the objective on; it takes some minutes. Of
+    a time series the first time point is used. Then deconvolve with `--psf psf.tif --psf-is computed`.
+
+    Parameters
+    ----------
+    path : str
+        A noisy widefield stack.
+    output : Path
+        File to write, such as psf.tif.
+    na : float
+        Numerical aperture, as written on the objective.
+    wavelength : float
+        Emission wavelength, nm.
+    refractive_index : float
+        Refractive index of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
+    channel : str
+        Use this channel: its name, or its number from 0.
+    axes : str
+        Name the axes when the file does not, slowest first, such as TYX (time series) or ZYX (stack).
+    voxel_size : tuple of float
+        Z Y X in micrometres, when the file does not say it.
+    level : int
+        Pyramid level of OME-Zarr and pyramidal TIFF; 0 is full resolution.
+    seed : int
+        Of the choice of the photons that are held out.
+    overwrite : bool
+        Replace the file that is there.
+    """
+    from . import noise_fit, psf_fit
+    from .volumes import Volume, save_volume
+
+    volume = _open(path, channel, level, axes, voxel_size)
+    print(f"{volume.name}: {volume.describe()}")
+    if "T" in volume.axes:
+        volume = volume.replace(data=volume.data[0], axes=volume.axes[1:])
+    optics = Optics(na=na, wavelength=wavelength, refractive_index=refractive_index)
+    with tqdm(desc="fitting the PSF", unit="PSF", total=psf_fit.EVALUATIONS, dynamic_ncols=True) as bar:
+
+        def told(best: psf_fit.FittedPsf) -> None:
+            bar.update(best.evaluations - bar.n)
+            bar.set_postfix_str(f"NA {best.na:.2f}, axial scale {best.axial_scale:.2f}")
+
+        found = psf_fit.fit_psf(volume, noise_fit.fit_noise(volume), optics, seed=seed, watch=told)
+    print(found.describe())
+    record = {"action": "fit PSF", "source": volume.name, "na": found.na, "axial_scale": found.axial_scale}
+    record |= {"aberration": list(found.aberration), "gain": found.gain, "version": __version__}
+    sizes = {axis: size for axis, size in volume.voxel_size.items() if size is not None and axis in "ZYX"}
+    psf = Volume.from_array(found.psf, "ZYX", voxel_size=sizes, name=output.name, history=(record,))
+    print(f"wrote {save_volume(output, psf, overwrite=overwrite)}")
     return 0
 
 

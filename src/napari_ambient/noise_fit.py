@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage, stats
 
-from .noise import NoiseModel, choose_form
+from .noise import LONGEST_LAG, NoiseModel, choose_form
 from .noise_planes import DarkLevel, Frames, NoiseFitError, evenly, read_frames, saturation_level
 from .noise_text import describe, plot_transfer
 from .photon_transfer import (
@@ -52,7 +52,10 @@ _LADDERS: dict[Way, tuple[str, ...]] = {"single": WITHIN, "frames": BETWEEN, "re
 _FIRST_LOOK = 600_000
 # Below these the noise counts as white: thinning bears a little correlation, and in a single image what is
 # left of the structure looks like some.
-_LEAST_LAG = 0.02
+# A lag is of neighbours along X and of nothing else. Below the least nothing was gained by splitting through it: the
+# five confocal stacks of the benchmark have 0.05, and mean squared errors from 0.5 % less to 2.8 % more.
+_LEAST_LAG = 0.07
+_NOT_LAG = 0.05
 _CORRELATED = {"single": 0.2, "frames": 0.1, "repeats": 0.1}
 
 
@@ -193,14 +196,12 @@ def fit_channels(volume: Any) -> list[NoiseModel]:
 
 
 def _lag(correlation: Array) -> float:
-    """Give the correlation of neighbours along X beyond that along Y; 0 where it does not stand out."""
-    middle = [n // 2 for n in correlation.shape]
-    along_y, along_x = (
-        float(correlation[tuple(m + (axis == a) for a, m in enumerate(middle))])
-        for axis in (correlation.ndim - 2, correlation.ndim - 1)
-    )
-    lag = along_x - max(along_y, 0.0)
-    return round(lag, 3) if lag > max(_LEAST_LAG, abs(along_y)) else 0.0
+    """Give the correlation of neighbours along X, if there is none besides; else 0."""
+    middle = tuple(n // 2 for n in correlation.shape)
+    lag = float(correlation[(*middle[:-1], middle[-1] + 1)])
+    others = correlation.copy()
+    others[(*middle[:-1], slice(middle[-1] - 1, middle[-1] + 2))] = 0
+    return round(lag, 3) if _LEAST_LAG <= lag <= LONGEST_LAG and np.abs(others).max() < _NOT_LAG else 0.0
 
 
 def _correlation(planes: Sequence[Plane], bins: Bins, way: Way) -> tuple[Array, bool]:
@@ -389,11 +390,11 @@ def _model(
     photons = max((mean - (zero if offset is None else offset)) / line.gain, 0.0)
     off_centre = np.where(fit.correlation < 1, np.abs(fit.correlation), 0.0)
     strongest = float(off_centre.max())
-    correlation = fit.correlation if fit.uniform and strongest > _CORRELATED[fit.way] else None
+    lag = _lag(fit.correlation) if fit.uniform else 0.0
+    correlation = fit.correlation if fit.uniform and not lag and strongest > _CORRELATED[fit.way] else None
     notes.append(f"strongest noise correlation between neighbours {strongest:.2f}")
-    lag = _lag(fit.correlation) if fit.uniform and correlation is None else 0.0
     if lag:
-        notes.append(f"a scanning detector's lag: neighbours along X are correlated by {lag:.3f}, along Y they are not")
+        notes.append(f"a scanning detector's lag: neighbours along X alone are correlated, by {lag:.3f}")
     notes.append(f"variance from the {line.contrast} contrast")
     read_variance = None if read_noise is None else (read_noise / line.gain) ** 2
     form, reason = choose_form(photons, read_variance, correlation)
