@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_ambient import load_prior, open_volume, restore
+from napari_ambient import Volume, load_prior, open_volume, psf_fit, restore, save_volume
 from napari_ambient.cli import main
+from napari_ambient.measurement import operator_for
+from napari_ambient.operators import Blur
 from test_uncertainty import make_prior
 
 TINY = ["--steps", "4", "--batch", "2", "--patch", "16", "16", "--precision", "float32", "--device", "cpu"]
@@ -105,6 +107,29 @@ def test_fit_noise(stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "gain" in text
     assert "photo-electrons" in text
     assert (tmp_path / "line.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fit_psf(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fitted PSF is a file that `--psf` takes, with its optics in the history."""
+
+    def optics(na: float) -> list[object]:
+        return ["--na", na, "--refractive-index", 1.33, "--gain", 2, "--zero", 100]
+
+    monkeypatch.setattr(psf_fit, "EVALUATIONS", 6)
+    y = np.linspace(0, np.pi, 40)
+    light = 5 + 60 * np.sin(y) * np.sin(y)[:, None] * np.ones((9, 1, 1))
+    light[4, 15:25, 15:25] += 400
+    counts = 100 + 2 * np.random.default_rng(0).poisson(light)
+    step = {"Z": 0.4, "Y": 0.2, "X": 0.2}
+    save_volume(tmp_path / "a.tif", Volume.from_array(counts.astype(np.uint16), "ZYX", voxel_size=step))
+    assert run("fit-psf", tmp_path / "a.tif", "-o", tmp_path / "psf.tif", *optics(1.1)) == 0
+    assert "held-out photons" in capsys.readouterr().out
+    psf = open_volume(tmp_path / "psf.tif")
+    assert psf.voxel_size == pytest.approx(step)
+    assert psf.history[-1]["action"] == "fit PSF"
+    operator = operator_for(open_volume(tmp_path / "a.tif"), psf=tmp_path / "psf.tif", psf_is="computed")
+    assert isinstance(operator, Blur)
+    assert run("fit-psf", tmp_path / "a.tif", "-o", tmp_path / "b.tif", *optics(1.4)) == 2
 
 
 @pytest.mark.parametrize(

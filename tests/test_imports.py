@@ -41,7 +41,7 @@ FLOORS = (
         "volumes",
     },
     {"denoiser", "samplers", "measurement"},
-    {"amortised", "posterior"},
+    {"amortised", "posterior", "psf_fit"},
     {"objectives"},
     {"moments", "sampling"},
     {"prior", "train_config"},
@@ -71,6 +71,7 @@ GROUND_FLOOR_SEES = {
     "operators": {"point_spread"},
     "recorruption": {"noise", "splitting"},
     "simulate": {"noise"},
+    "splitting": {"noise"},
 }
 WINDOW_LIBRARIES = {"PyQt6", "PySide6", "magicgui", "napari", "pyqtgraph", "qtpy", "superqt"}
 

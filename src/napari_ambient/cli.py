@@ -597,6 +597,8 @@ def fit_psf(
     na: float,
     wavelength: float = 520.0,
     refractive_index: float = 1.515,
+    gain: float | None = None,
+    zero: float | None = None,
     channel: str | None = None,
     axes: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
@@ -621,6 +623,10 @@ def fit_psf(
         Emission wavelength, nm.
     refractive_index : float
         Refractive index of the immersion: oil 1.515, glycerol 1.47, silicone 1.40, water 1.33, air 1.0.
+    gain : float
+        Camera counts per photo-electron, with --zero; else both are measured from the stack.
+    zero : float
+        Camera counts without light.
     channel : str
         Use this channel: its name, or its number from 0.
     axes : str
@@ -635,26 +641,26 @@ def fit_psf(
         Replace the file that is there.
     """
     from . import noise_fit, psf_fit
-    from .volumes import Volume, save_volume
+    from .noise import NoiseModel
+    from .volumes import save_volume
 
     volume = _open(path, channel, level, axes, voxel_size)
     print(f"{volume.name}: {volume.describe()}")
     if "T" in volume.axes:
         volume = volume.replace(data=volume.data[0], axes=volume.axes[1:])
     optics = Optics(na=na, wavelength=wavelength, refractive_index=refractive_index)
+    noise = _given_noise([volume], gain, zero, None)
+    if not isinstance(noise, NoiseModel):
+        noise = noise_fit.fit_noise(volume)
     with tqdm(desc="fitting the PSF", unit="PSF", total=psf_fit.EVALUATIONS, dynamic_ncols=True) as bar:
 
         def told(best: psf_fit.FittedPsf) -> None:
             bar.update(best.evaluations - bar.n)
             bar.set_postfix_str(f"NA {best.na:.2f}, axial scale {best.axial_scale:.2f}")
 
-        found = psf_fit.fit_psf(volume, noise_fit.fit_noise(volume), optics, seed=seed, watch=told)
+        found = psf_fit.fit_psf(volume, noise, optics, seed=seed, watch=told)
     print(found.describe())
-    record = {"action": "fit PSF", "source": volume.name, "na": found.na, "axial_scale": found.axial_scale}
-    record |= {"aberration": list(found.aberration), "gain": found.gain, "version": __version__}
-    sizes = {axis: size for axis, size in volume.voxel_size.items() if size is not None and axis in "ZYX"}
-    psf = Volume.from_array(found.psf, "ZYX", voxel_size=sizes, name=output.name, history=(record,))
-    print(f"wrote {save_volume(output, psf, overwrite=overwrite)}")
+    print(f"wrote {save_volume(output, found.volume(volume), overwrite=overwrite)}")
     return 0
 
 

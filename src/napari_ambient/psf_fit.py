@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from . import __version__
 from .measurement import Optics
 from .noise import NoiseModel
 from .operators import Blur
@@ -76,6 +77,26 @@ class FittedPsf:
     aberration: tuple[float, ...]
     gain: float
     evaluations: int
+
+    def volume(self, source: Volume) -> Volume:
+        """Give it as a volume on the voxels of the stack that it was fitted to, with a history.
+
+        Parameters
+        ----------
+        source : Volume
+            That stack.
+
+        Returns
+        -------
+        Volume
+            Axes ZYX.
+        """
+        record = {"action": "fit PSF", "source": source.name, "na": self.na, "axial_scale": self.axial_scale}
+        record |= {"aberration": list(self.aberration), "gain": self.gain, "version": __version__}
+        sizes = {axis: size for axis, size in source.voxel_size.items() if size is not None and axis in "ZYX"}
+        return Volume.from_array(
+            self.psf, "ZYX", voxel_size=sizes, name=f"PSF of {source.name}".strip(), history=(record,)
+        )
 
     def describe(self) -> str:
         """Say it in words."""
@@ -229,6 +250,14 @@ def _check(volume: Volume, optics: Optics) -> tuple[float, float, float]:
             "micrometres (--voxel-size Z Y X)"
         )
     z, y, x = (float(step) for step in steps if step is not None)
+    microscope_psf(  # refuses impossible optics
+        "widefield",
+        na=optics.na,
+        wavelength_nm=optics.wavelength,
+        refractive_index=optics.refractive_index,
+        voxel_size_um=(z, y, x),
+        shape=(1, 3, 3),
+    )
     return z, y, x
 
 

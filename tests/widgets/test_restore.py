@@ -15,7 +15,7 @@ import torch
 from napari.layers import Image, _layer_actions
 from qtpy.QtCore import Qt
 
-from napari_ambient import open_volume, restore, train
+from napari_ambient import open_volume, psf_fit, restore, train
 from napari_ambient.choices import ObjectiveName
 from napari_ambient.denoiser import Denoiser, Scale
 from napari_ambient.measurement import computed_psf
@@ -631,6 +631,39 @@ def test_a_layer_that_is_known_to_be_a_psf_is_taken(form: RestoreWidget, qtbot: 
     form.psf.na.setValue(0.9)
     qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
     assert "usual optics" not in form.psf.words.text()
+
+
+def test_a_psf_fitted_to_the_image_becomes_a_layer(
+    form: RestoreWidget, qtbot: Any, viewer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the optics in the fields; a change of the form ends a fit, and a stack's PSF has a layer of its own."""
+    monkeypatch.setattr(psf_fit, "EVALUATIONS", 6)
+    y = np.linspace(0, np.pi, 64)
+    light = np.broadcast_to(2 + 80 * np.sin(y) * np.sin(y)[:, None], (9, 64, 64)).copy()
+    light[4, 20:30, 20:30] += 300
+    stack = np.random.default_rng(0).poisson(light).astype(np.uint16)
+    step = (0.4, 0.2, 0.2)
+    image = viewer.add_image(stack, name="beads", scale=step, axis_labels="zyx", units=("um", "um", "um"))
+    form.source.box.choose(image)
+    choose(form.task, "psf")
+    choose(form.psf.source, "optics")
+    qtbot.waitUntil(lambda: form.psf.psf is not None, timeout=WAIT)
+    form.psf.na.setValue(1.0)
+    form.psf.fit.click()
+    assert form.psf.psf is None
+    assert not form.psf.fit.isEnabled()
+    qtbot.waitUntil(lambda: "tried" in form.psf.message.text(), timeout=WAIT)
+    form.psf.na.setValue(1.1)  # ends it
+    qtbot.waitUntil(lambda: form.psf.fit.isEnabled() and form.psf.psf is not None, timeout=WAIT)
+    assert "PSF of beads" not in viewer.layers
+    form.psf.fit.click()
+    qtbot.waitUntil(lambda: "PSF of beads" in viewer.layers and form.psf.psf is not None, timeout=WAIT)
+    layer = viewer.layers["PSF of beads"]
+    assert form.psf.layer.layer is layer
+    assert (form.psf.source.currentText(), form.psf.kind.currentText()) == ("a layer", "PSF")
+    assert form.source.layer is image
+    assert "held-out photons" in form.psf.message.text()
+    assert volume_from_layer(layer).history[-1]["action"] == "fit PSF"
 
 
 def test_the_image_is_not_its_own_psf(form: RestoreWidget, qtbot: Any, viewer: Any) -> None:

@@ -36,11 +36,13 @@ from napari_ambient.volumes import Volume
 from napari_ambient.volumes.units import MICROMETERS
 from napari_ambient.widgets._column import labelled_rows
 from napari_ambient.widgets._forms import LayerBox, make_narrow
-from napari_ambient.widgets._layers import is_psf, known_axes, volume_from_layer
+from napari_ambient.widgets._layers import METADATA, is_psf, known_axes, layer_arguments, volume_from_layer
 from napari_ambient.widgets._run import Job, Message, run
 
 if TYPE_CHECKING:
     from napari.layers import Image
+
+    from napari_ambient.psf_fit import FittedPsf
 
 WAIT = 300
 """Milliseconds without a change of the form until the PSF is computed."""
@@ -48,6 +50,7 @@ SHOWN = (2.0, 3.0)
 """Full widths to each side that the picture shows, along Z and across."""
 ROUNDING = 0.06
 """nm that a field's rounding may change."""
+FIT = "Fit to this image"
 USUAL = "These are usual optics: check them against your microscope."
 BARS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 """Scale bars, nm."""
@@ -68,6 +71,8 @@ class PsfForm(QWidget):
 
     changed = Signal()
     """`psf` is another now, or is being computed."""
+    tried = Signal(object)
+    """The best PSF so far of a fit (`FittedPsf`)."""
 
     def __init__(self, viewer: Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -77,6 +82,7 @@ class PsfForm(QWidget):
         self._volume: Volume | None = None
         self._wanted = False
         self._touched = False
+        self._fitted = ""
         self._job: Job | None = None
 
         self.source = QComboBox()
@@ -107,6 +113,11 @@ class PsfForm(QWidget):
         for text, value in (("image of a bead", "bead"), ("PSF", "computed")):
             self.kind.addItem(text, value)
         self.kind.setToolTip("The background of a bead's image is taken away; a PSF has none")
+        self.fit = QPushButton(FIT)
+        self.fit.setToolTip(
+            "Find the aperture and the aberration that explain this image best; it takes some minutes, and begins with "
+            "the optics above"
+        )
         self.picture = PsfPicture()
         self.words = QLabel()
         self.words.setWordWrap(True)
@@ -144,6 +155,7 @@ class PsfForm(QWidget):
             ("It is", self.kind),
         ):
             self.rows.addRow(title, field)
+        self.rows.addRow(self.fit)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(self.rows)
@@ -165,6 +177,8 @@ class PsfForm(QWidget):
         self.layer.changed.connect(self._ask)
         self.path.editingFinished.connect(self._ask)
         self.browse.clicked.connect(self._ask_file)
+        self.fit.clicked.connect(self.fit_to_image)
+        self.tried.connect(self._say_tried)
         self._timer.timeout.connect(self._compute)
 
     # ------------------------------------------------------------------------------ what others ask
@@ -237,6 +251,7 @@ class PsfForm(QWidget):
         self.rows.setRowVisible(self.excitation, computed and microscope == "confocal")
         self.rows.setRowVisible(self.sheet, computed and microscope == "light-sheet")
         self.rows.setRowVisible(self.along, computed and solid)
+        self.rows.setRowVisible(self.fit, computed and solid and microscope == "widefield")
         self.rows.setRowVisible(self.layer, source == "layer")
         self.rows.setRowVisible(self.file, source == "file")
         self.rows.setRowVisible(self.kind, not computed)
@@ -274,20 +289,10 @@ class PsfForm(QWidget):
         if not (given is None or isinstance(given, Path)) and (given.name, given.shape) == (volume.name, volume.shape):
             self._nothing("This layer is the image itself: choose the layer that holds the PSF.", warn=True)
             return
-        steps = {"X": self.across.value(), "Y": self.across.value(), "Z": self.along.value()}
-        if source == "optics":
-            unknown = [axis for axis, n in volume.sizes.items() if axis in "ZX" and n > 1 and not steps[axis]]
-            if unknown:
-                missing = " and ".join("pixel size" if axis == "X" else "Z step" for axis in unknown)
-                self._nothing(f"The {missing} of this image is not known: give it above.", warn=True)
-                return
-            # of what was not corrected here, the image's own step, not what the field has rounded it to
-            known = {
-                axis: steps[axis] / 1000
-                for axis, own in volume.voxel_size.items()
-                if steps[axis] and (own is None or abs(steps[axis] - 1000 * own) > ROUNDING)
-            }
-            volume = _on_voxels(volume, known)
+        measured = self._measured(volume) if source == "optics" else volume
+        if measured is None:
+            return
+        volume = measured
         optics, kind = self.optics, self.kind.currentData()
 
         def work(job: Job) -> Generator[None, None, tuple[NDArray[Any], tuple[float, ...]]]:
@@ -311,6 +316,74 @@ class PsfForm(QWidget):
         job.failed.connect(lambda error: self._fail(error) if job is self._job else None)
         job.start()
 
+    def _measured(self, volume: Volume) -> Volume | None:
+        """Give the image on the voxels that the fields say; None, and say what lacks, where they are not known."""
+        steps = {"X": self.across.value(), "Y": self.across.value(), "Z": self.along.value()}
+        unknown = [axis for axis, n in volume.sizes.items() if axis in "ZX" and n > 1 and not steps[axis]]
+        if unknown:
+            missing = " and ".join("pixel size" if axis == "X" else "Z step" for axis in unknown)
+            self._nothing(f"The {missing} of this image is not known: give it above.", warn=True)
+            return None
+        # of what was not corrected here, the image's own step, not what the field has rounded it to
+        known = {
+            axis: steps[axis] / 1000
+            for axis, own in volume.voxel_size.items()
+            if steps[axis] and (own is None or abs(steps[axis] - 1000 * own) > ROUNDING)
+        }
+        return _on_voxels(volume, known)
+
+    def fit_to_image(self) -> None:
+        """Fit the PSF to the image, in a job; it becomes a layer and is chosen. A change of the form ends it."""
+        volume = None if self._volume is None else self._measured(self._volume)
+        if volume is None:
+            return
+        self._ask()
+        self._timer.stop()
+        optics = self.optics
+        if "T" in volume.axes:
+            volume = volume.replace(data=volume.data[0], axes=volume.axes[1:])
+
+        def work(job: Job) -> Generator[None, None, tuple[Volume, str]]:
+            from napari_ambient.noise_fit import fit_noise
+            from napari_ambient.psf_fit import fit_psf
+
+            def watch(best: FittedPsf) -> None:
+                job.check()
+                self.tried.emit(best)
+
+            yield
+            found = fit_psf(volume, fit_noise(volume), optics, watch=watch)
+            return found.volume(volume), found.describe()
+
+        job = run(work, self, title="fitting the PSF")
+        self._job = job
+        self.fit.setEnabled(False)
+        self.message.say("Fitting the PSF…")
+        job.succeeded.connect(lambda result: self._take(job, *result))
+        job.failed.connect(lambda error: self._fail(error) if job is self._job else None)
+        job.ended.connect(lambda: self.fit.setEnabled(True))
+        job.start()
+
+    def _say_tried(self, best: FittedPsf) -> None:
+        if self._job is not None:
+            self.message.say(f"Fitting the PSF… {best.evaluations} tried: {best.describe()}")
+
+    def _take(self, job: Job, psf: Volume, words: str) -> None:
+        """Make a layer of a fitted PSF, and choose it."""
+        if job is not self._job:
+            return
+        self._job = None
+        data, arguments = layer_arguments(psf, None, name=psf.name)
+        arguments["metadata"][METADATA]["kind"] = "psf"
+        active = self._viewer.layers.selection.active
+        layer = self._viewer.add_image(data.compute(), **arguments, visible=False)
+        self._viewer.layers.selection.active = active
+        self.source.setCurrentIndex(self.source.findData("layer"))
+        self.kind.setCurrentIndex(self.kind.findData("computed"))
+        self.layer.choose(layer)
+        self._fitted = words
+        self._ask()
+
     def _given(self) -> Path | Volume | None:
         """Give the image of a point; None where it is computed, or not chosen yet."""
         if self.source.currentData() == "file":
@@ -330,6 +403,9 @@ class PsfForm(QWidget):
         self.message.say("")
         self.picture.show_psf(psf, steps, widths)
         size = " × ".join(map(str, psf.shape))
+        if self._fitted:
+            self.message.say(self._fitted)
+            self._fitted = ""
         usual = "" if self._touched or self.source.currentData() != "optics" else f" {USUAL}"
         self.words.setText(f"Full width at half maximum: {_say(widths, steps)}. {size} voxels.{usual}")
         if not all(math.isfinite(width) for width in widths):
