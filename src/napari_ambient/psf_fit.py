@@ -44,10 +44,10 @@ PLANES = 8  # fewer do not show how the light spreads along Z
 WIDEST = 32  # pixels to each side of the PSF
 VAIN = 5  # iterations in a row that do not predict the held-out photons better
 ITERATIONS = 100
-EVALUATIONS = 60
+EVALUATIONS = 40
 DARK = 1e-2  # photo-electrons: a rate below counts as so much
 NUDGES = (0.1, 0.2, 0.3, 0.3)  # first steps of aperture, log axial scale, and aberrations (wavelengths)
-SETTLED = 0.05  # last steps, in these
+SETTLED = 0.1  # last steps, in these
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def fit_psf(
     seed : int
         Of the choice of the photons that are held out.
     watch : callable, optional
-        Told of the best so far, after each of at most 60 optics; what it raises ends the search.
+        Told of the best so far, after each of at most 40 optics; what it raises ends the search.
 
     Returns
     -------
