@@ -22,7 +22,7 @@ OPTICS = Optics(na=1.1, wavelength=520, refractive_index=1.33)
 NOISE = NoiseModel(gain=2.0, intercept=-200.0)
 
 
-def psf_of(na: float, aberration: tuple[float, ...], half: tuple[int, ...] = (8, 16, 16)) -> np.ndarray:
+def psf_of(na: float, aberration: tuple[float, ...], half: tuple[int, ...] = (15, 16, 16)) -> np.ndarray:
     return microscope_psf(
         "widefield",
         na=na,
@@ -38,12 +38,12 @@ def stack(psf: np.ndarray) -> Volume:
     """Count the light of points and of two rods behind a PSF."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(3)
-    light = np.full(SHAPE, 0.5)
+    light = np.zeros(SHAPE)
     for _ in range(40):
         light[tuple(rng.integers(2, n - 2) for n in SHAPE)] += rng.uniform(500, 3000)
     light[8, 10:40, 20] += 300
     light[5, 30, 8:40] += 300
-    expected = Blur(psf).forward(torch.from_numpy(light)[None, None])[0, 0].numpy().clip(0)
+    expected = Blur(psf, border="zero").forward(torch.from_numpy(light)[None, None])[0, 0].numpy().clip(0)
     counts = 100 + 2 * rng.poisson(expected)
     return Volume.from_array(
         counts.astype(np.float32), "ZYX", voxel_size=dict(zip("ZYX", STEP, strict=True)), name="points"

@@ -11,9 +11,13 @@ spherical aberration, the pupil is not filled. Photons are split in two halves k
 F is least at the true optics, and is minimised over few parameters: the aperture, the axial scale, and two orders of
 spherical aberration (`point_spread.microscope_psf`). Two things look alike but are not: alternating between x and p, as
 blind deconvolution does, ends at PSFs that are too small, for an x that is not finished yet is too smooth (simulated
-points: 15 % of the light in the wrong place, from 22 %; F: 3 %); and p that explain k₁ best may explain noise. After
-Hanser et al. (J. Microsc. 216 (2004), 32), who find the pupil's phase in beads, and Markham & Conchello (J. Opt. Soc.
-Am. A 16 (1999), 2377), who let a blind deconvolution have few parameters.
+points: 15 % of the light in the wrong place, from 22 %; F: 3 %); and p that explain k₁ best may explain noise.
+
+Light may come from some voxels beyond the stack, and from nowhere else: a PSF that reaches through the whole stack would
+see mirrored specimens above and below it as much as the real one.
+
+After Hanser et al. (J. Microsc. 216 (2004), 32), who find the pupil's phase in beads, and Markham & Conchello (J. Opt.
+Soc. Am. A 16 (1999), 2377), who let a blind deconvolution have few parameters.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional
 
 from . import __version__
 from .measurement import Optics
@@ -41,7 +46,9 @@ __all__ = ["FittedPsf", "fit_psf"]
 
 LARGEST = 160  # pixels of the window along Y and X that is looked at
 PLANES = 8  # fewer do not show how the light spreads along Z
-WIDEST = 32  # pixels to each side of the PSF
+WIDEST = 40  # pixels to each side of the PSF
+DEEPEST = 64  # planes
+BEYOND = (8, 8, 8)  # voxels beyond the stack that light may come from
 VAIN = 5  # iterations in a row that do not predict the held-out photons better
 ITERATIONS = 100
 EVALUATIONS = 40
@@ -171,7 +178,7 @@ def fit_psf(
             axial_scale=scale,
             aberration=aberration,
         )
-        reached = 1000 * _unpredicted(Blur(psf), first, second, good) / light
+        reached = 1000 * _unpredicted(Blur(psf, border="zero"), first, second, good) / light
         tried += 1
         if best is None:
             given = reached
@@ -204,19 +211,26 @@ def _parameters(q: NDArray[np.float64], optics: Optics) -> list[float]:
 
 def _unpredicted(blur: Blur, first: Tensor, second: Tensor, good: Tensor) -> float:
     """F: negative log-likelihood, but for a constant, of the second half at the iteration that predicts it best."""
-    seen = blur.adjoint(good.to(first)).clamp_min(1e-6)
-    image = place = torch.full_like(first, max(float(first[good].mean()), DARK))
+    ends = [min(b, n // 4) for b, n in zip(BEYOND[::-1], first.shape[:1:-1], strict=True) for _ in range(2)]
+    z, y, x = (slice(a, a + n) for a, n in zip(ends[::-2], first.shape[2:], strict=True))
+
+    def back(values: Tensor) -> Tensor:
+        return blur.adjoint(functional.pad(values, ends))
+
+    # what is hardly seen keeps its place: it must not grow to explain the rest
+    seen = back(good.to(first)).clamp_min(0.1)
+    image = place = torch.full_like(seen, max(float(first[good].mean()), DARK))
     before: Tensor | None = None
     best, at = math.inf, 0
     for number in range(ITERATIONS):
-        rate = blur.forward(place).clamp_min(DARK)
+        rate = blur.forward(place)[..., z, y, x].clamp_min(DARK)
         reached = float((rate - second * rate.log())[good].double().sum())
         if reached < best:
             best, at = reached, number
         if number - at >= VAIN:
             break
         ratio = torch.where(good, first / rate, torch.zeros_like(first))
-        new = (place * blur.adjoint(ratio) / seen).clamp_min(1e-4)
+        new = (place * back(ratio) / seen).clamp_min(1e-4)
         step, further = new - place, new - image
         place = new
         if before is not None:
@@ -278,9 +292,9 @@ def _window(volume: Volume, noise: NoiseModel) -> tuple[Tensor, Tensor]:
 
 
 def _half_widths(shape: torch.Size, optics: Optics, steps: tuple[float, float, float]) -> tuple[int, int, int]:
-    """As deep as the stack, and as wide as the cone of light at its ends, but for what is too wide to be seen."""
+    """From one end of the stack to the other, and as wide as the cone of light there, but for what is hardly seen."""
     assert optics.na is not None
-    deep = max(shape[0] // 2, 1)
+    deep = min(shape[0] - 1, DEEPEST)
     cone = deep * steps[0] * optics.na / math.sqrt(max(optics.refractive_index**2 - optics.na**2, 0.05))
     y, x = (min(math.ceil(cone / step) + 4, WIDEST, n // 3) for step, n in zip(steps[1:], shape[1:], strict=True))
     return deep, max(y, 1), max(x, 1)
