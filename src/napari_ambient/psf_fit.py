@@ -13,8 +13,8 @@ spherical aberration (`point_spread.microscope_psf`). Two things look alike but 
 blind deconvolution does, ends at PSFs that are too small, for an x that is not finished yet is too smooth (simulated
 points: 15 % of the light in the wrong place, from 22 %; F: 3 %); and p that explain k₁ best may explain noise.
 
-Light may come from some voxels beyond the stack, and from nowhere else: a PSF that reaches through the whole stack would
-see mirrored specimens above and below it as much as the real one.
+Light may come from some voxels beyond the stack, and from nowhere else: a PSF that reaches through the whole stack
+would see mirrored specimens above and below it as much as the real one.
 
 After Hanser et al. (J. Microsc. 216 (2004), 32), who find the pupil's phase in beads, and Markham & Conchello (J. Opt.
 Soc. Am. A 16 (1999), 2377), who let a blind deconvolution have few parameters.
