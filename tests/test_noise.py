@@ -187,3 +187,14 @@ def test_white_noise_is_thinned_and_correlated_noise_is_not() -> None:
     assert choose_form(0.5, None, None)[0] == "thinning"
     correlation = np.array([[0.0, 0, 0], [0.3, 1, 0.3], [0, 0, 0]])
     assert choose_form(5.0, 2.0, correlation)[0] == "gaussian"
+
+
+def test_samples_have_the_lag() -> None:
+    """Neighbours along X share noise, others do not; mean and variance are those of the model."""
+    model = NoiseModel(gain=2.0, intercept=-200.0, lag=0.2)
+    noise = model.sample(np.full((400, 400), 150.0), np.random.default_rng(0)) - 150
+    assert noise.var() == pytest.approx(2 * 50, rel=0.02)
+    shares = [float((a * b).mean() / noise.var()) for a, b in ((noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1]))]
+    assert shares == pytest.approx([0.2, 0.0], abs=0.01)
+    with pytest.raises(ValueError, match="lag is 0 to"):
+        NoiseModel(gain=2.0, intercept=0.0, lag=0.5)

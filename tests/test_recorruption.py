@@ -146,7 +146,7 @@ def test_the_lag_is_undone_up_to_the_border_and_past_hot_pixels() -> None:
     hot[..., 8, 8], good[..., 8, 8] = 1e6, False
     further = Thinning(lag=0.2).recorrupt(hot, good, torch.tensor([1.2]), torch.Generator().manual_seed(0))
     assert float((hot - further.remainder)[good].max()) < 150
-    with pytest.raises(ValueError, match="from 0 to"):
+    with pytest.raises(ValueError, match="lag is 0 to"):
         Lag(0.5)
 
 

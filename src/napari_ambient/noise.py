@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import ndimage, special
 
 FloatArray = NDArray[np.float64]
 Form = Literal["thinning", "gaussian"]
@@ -98,8 +98,7 @@ class NoiseModel:
             raise ValueError("a read noise without an offset does not fit the line: give the offset too, or neither.")
         if self.read_noise is not None and np.min(self.read_noise) < 0:
             raise ValueError(f"read_noise is {np.min(self.read_noise):g} ADU: it must be 0 or more.")
-        if not 0 <= self.lag <= LONGEST_LAG:
-            raise ValueError(f"lag is {self.lag:g}: a correlation from 0 to {LONGEST_LAG}.")
+        lag_kernel(self.lag)  # refuses what no lag can be
         if self.form not in ("thinning", "gaussian"):
             raise ValueError(f"form {self.form!r} is not known: take 'thinning' or 'gaussian'.")
         if self.correlation is not None and any(n % 2 == 0 for n in self.correlation.shape):
@@ -221,8 +220,12 @@ class NoiseModel:
             y = mean + np.sqrt(self.variance(mean)) * noise
         else:
             dark = self.zero if self.offset is None or self.read_noise is None else self.offset
-            electrons = np.maximum((mean - dark) / self.gain, 0.0)
-            y = mean + self.gain * (rng.poisson(electrons) - electrons)
+            share, variance = lag_kernel(self.lag)
+            electrons = np.maximum((mean - dark) / self.gain, 0.0) * variance
+            shot = np.asarray(rng.poisson(electrons) - electrons, dtype=np.float64) / variance
+            if share:
+                shot = ndimage.correlate1d(shot, (share, 1 - 2 * share, share), mode="nearest")
+            y = mean + self.gain * shot
             if self.read_noise is not None:
                 y = y + self.read_noise * rng.standard_normal(mean.shape)
         return y if self.saturation is None else np.minimum(y, self.saturation)
@@ -366,6 +369,28 @@ class NoiseModel:
         values["photons"] = float("nan") if values["photons"] is None else float(values["photons"])
         mean, variance, count = (np.asarray(record[point], dtype=np.float64) for point in points)
         return cls(**values, transfer=(mean, variance, count))
+
+
+def lag_kernel(correlation: float) -> tuple[float, float]:
+    """Give the smear along X that correlates the noise of neighbours, and what it leaves of the variance.
+
+    Parameters
+    ----------
+    correlation : float
+        0 to 0.3.
+
+    Returns
+    -------
+    share : float
+        b of (b, 1 - 2b, b): 2 b (1 - 2b) = correlation v.
+    variance : float
+        v = (1 - 2b)² + 2b².
+    """
+    if not 0 <= correlation <= LONGEST_LAG:
+        raise ValueError(f"the noise of neighbours along X has correlation {correlation:g}; lag is 0 to {LONGEST_LAG}.")
+    c = correlation
+    share = ((4 * c + 2) - np.sqrt((4 * c + 2) ** 2 - 4 * c * (6 * c + 4))) / (2 * (6 * c + 4))
+    return float(share), float((1 - 2 * share) ** 2 + 2 * share**2)
 
 
 def choose_form(photons: float, read_variance: float | None, correlation: FloatArray | None) -> tuple[Form, str]:

@@ -46,7 +46,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .noise import LONGEST_LAG
+from .noise import lag_kernel
 
 BRIGHT = 8.0
 BRIGHTEST = 20.0  # a single count above it is split by `thin`, wherever it lies
@@ -67,14 +67,7 @@ class Lag:
     """
 
     def __init__(self, correlation: float) -> None:
-        if not 0 <= correlation <= LONGEST_LAG:
-            raise ValueError(
-                f"the noise of neighbours along X has correlation {correlation:g}; lag is from 0 to {LONGEST_LAG}"
-            )
-        # b (1 - 2b) 2 = correlation v
-        c = correlation
-        self.share = ((4 * c + 2) - math.sqrt((4 * c + 2) ** 2 - 4 * c * (6 * c + 4))) / (2 * (6 * c + 4))
-        self.variance = (1 - 2 * self.share) ** 2 + 2 * self.share**2
+        self.share, self.variance = lag_kernel(correlation)
 
     def undone(self, counts: Tensor) -> Tensor:
         """Give u of counts k, any shape, X last."""
