@@ -609,7 +609,8 @@ def fit_psf(
     """Fit the PSF of a widefield microscope to a stack: the optics that predict photons held out of it best.
 
     Aperture, axial scale and spherical aberration, from what is written on the objective on; it takes minutes, up to a
-    quarter of an hour. Of a time series the first time point is used. Then deconvolve with `--psf psf.tif --psf-is computed`.
+    quarter of an hour. Of a time series the first time point is used. Then deconvolve with
+    `--psf psf.tif --psf-is computed`.
 
     Parameters
     ----------

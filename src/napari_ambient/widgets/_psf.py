@@ -115,8 +115,8 @@ class PsfForm(QWidget):
         self.kind.setToolTip("The background of a bead's image is taken away; a PSF has none")
         self.fit = QPushButton(FIT)
         self.fit.setToolTip(
-            "Find the aperture and the aberration that explain this image best; it takes up to a quarter of an hour, and "
-            "begins with the optics above"
+            "Find the aperture and the aberration that explain this image best; it takes up to a quarter of an hour, "
+            "and begins with the optics above"
         )
         self.picture = PsfPicture()
         self.words = QLabel()
