@@ -50,12 +50,12 @@ __all__ = ["NoiseFitError", "NoiseFitWarning", "describe", "fit_noise", "plot_tr
 
 _LADDERS: dict[Way, tuple[str, ...]] = {"single": WITHIN, "frames": BETWEEN, "repeats": REPEATED}
 _FIRST_LOOK = 600_000
-# Below these the noise counts as white: thinning bears a little correlation, and in a single image what is
-# left of the structure looks like some.
 # A lag is of neighbours along X and of nothing else. Below the least nothing was gained by splitting through it: the
 # five confocal stacks of the benchmark have 0.05, and mean squared errors from 0.5 % less to 2.8 % more.
 _LEAST_LAG = 0.07
 _NOT_LAG = 0.05
+# Below these the noise counts as white: thinning bears a little correlation, and in a single image what is
+# left of the structure looks like some.
 _CORRELATED = {"single": 0.2, "frames": 0.1, "repeats": 0.1}
 
 

@@ -163,7 +163,7 @@ def fit_psf(
         raise PointSpreadError(f"{name} holds no light above the camera's zero; fit its noise anew")
     half = _half_widths(counts.shape[2:], optics, steps)
     best: FittedPsf | None = None
-    given = tried = 0.0
+    given, tried = 0.0, 0
 
     def misfit(q: NDArray[np.float64]) -> float:
         nonlocal best, given, tried
@@ -183,9 +183,9 @@ def fit_psf(
         if best is None:
             given = reached
         if best is None or given - reached > best.gain:
-            best = FittedPsf(psf, na, scale, tuple(aberration), given - reached, int(tried))
+            best = FittedPsf(psf, na, scale, tuple(aberration), given - reached, tried)
         if watch is not None:
-            watch(replace(best, evaluations=int(tried)))
+            watch(replace(best, evaluations=tried))
         return reached
 
     minimize(
@@ -195,7 +195,7 @@ def fit_psf(
         options={"maxfev": EVALUATIONS, "initial_tr_radius": 1.0, "final_tr_radius": SETTLED},
     )
     assert best is not None
-    return replace(best, evaluations=int(tried))
+    return replace(best, evaluations=tried)
 
 
 def _parameters(q: NDArray[np.float64], optics: Optics) -> list[float]:

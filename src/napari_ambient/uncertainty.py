@@ -368,7 +368,7 @@ class DrawRestorer:
         """
         form = self.restorer.form
         likelihood: Likelihood = PoissonGaussian()
-        seen = fill(counts.reshape(1, -1, *counts.shape[-2:]), None if valid is None else valid[0])
+        seen = counts
         here, there = self.restorer.read_variance(channel)
         if np.ndim(here) or here != there:
             shape = tuple(operator.input_shape(tuple(counts.shape[-3:])))
@@ -379,6 +379,7 @@ class DrawRestorer:
             operator = Mask(valid[0, 0].numpy()) @ operator
             counts = torch.where(valid, counts, torch.zeros_like(counts))
         if self.posterior == "diffpir":  # which knows Gaussian noise alone: the counts' own variance, from a pilot
+            seen = fill(seen.reshape(1, -1, *seen.shape[-2:]), None if valid is None else valid[0])
             likelihood = Gaussian(blur(seen, 2.0).clamp_min(0.1).reshape(counts.shape))
         problem = Problem(counts, operator, likelihood, SquareLink(0.0))
 
