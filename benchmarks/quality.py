@@ -3,7 +3,8 @@
     python benchmarks/quality.py DATA [--careamics PYTHON] [--steps 3000] [--threads 1 --clock cpu] [--out FOLDER]
 
 DATA is a folder with `fmd/`, `ncs_eb3/` and `w2s/` (not part of this repository: see `benchmarks/README.md`). Our
-methods share one network, one noise fit and one number of steps. CAREamics (its default network) and BM3D run in the
+methods share one network, one noise fit and one number of steps. "ambient still" is ambient training that is told, as
+Noise2Noise has to be, that the frames are exposures of the same field (`TrainConfig.still`). CAREamics (its default network) and BM3D run in the
 environment of the given interpreter, CAREamics for 100 epochs, and scored at the end and where it had trained for as
 long as our ambient training took. On a machine that is busy with other work, `--threads 1 --clock cpu` counts the
 seconds of one core instead of those on the wall.
@@ -27,9 +28,9 @@ import resource
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import tifffile
@@ -44,7 +45,8 @@ from napari_ambient.choices import ObjectiveName
 
 FMD = ("FISH", "MICE", "BPAE_B", "BPAE_G", "BPAE_R")
 DATA_SETS = (*(f"FMD {name}" for name in FMD), "EB3", "W2S")
-METHODS = ("raw", "ambient", "noise2noise", "blind_spot", "bm3d", "careamics")
+METHODS = ("raw", "ambient", "ambient still", "noise2noise", "blind_spot", "bm3d", "careamics")
+NEEDS_REPEATS = ("ambient still", "noise2noise")
 COLUMNS = (
     "data",
     "method",
@@ -283,7 +285,7 @@ def main(
     for case in load_cases(data, wanted):
         for method in methods:
             rows = [r for r in read(table) if r["data"] == case.name]
-            if any(r["method"] == method for r in rows) or (method == "noise2noise" and not case.repeats):
+            if any(r["method"] == method for r in rows) or (method in NEEDS_REPEATS and not case.repeats):
                 continue
             if method in ("bm3d", "careamics") and python is None:
                 continue
@@ -301,7 +303,9 @@ def main(
                     )
                 results = careamics(case, python, epochs, budgets[0], clock)  # type: ignore[arg-type]
             else:
-                results = {method: ours(case, method, config, clock)}  # type: ignore[arg-type]
+                objective = cast(ObjectiveName, method.removesuffix(" still"))
+                still = replace(config, still=method.endswith(" still"))
+                results = {method: ours(case, objective, still, clock)}
             for name, result in results.items():
                 write(table, {"data": case.name, "method": name, **result})
     rows = read(table)

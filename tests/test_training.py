@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from napari_ambient import Prior, TrainConfig, iter_train, load_prior, train
 from napari_ambient.networks.unet import choose_arguments
 from napari_ambient.noise import NoiseModel
+from napari_ambient.objectives import OBJECTIVES, Batch
+from napari_ambient.objectives.base import Denoise
 from napari_ambient.training import CHECKPOINT, TrainingError, TrainingWarning, pace, schedule
 from napari_ambient.volumes import Volume, VolumeError
 
@@ -261,6 +263,33 @@ def test_hot_pixels_are_not_learned() -> None:
     a, b = (r.denoiser.state_dict()["network.leave.weight"] for r in results)
     # thinning draws one number per count, so the draws elsewhere shift slightly; a learned 60000 would blow up
     assert (a - b).abs().max() < 0.02
+
+
+def test_still_is_refused_where_nothing_can_be_learned_from_it() -> None:
+    config = replace(TINY, still=True)
+    with pytest.raises(VolumeError, match="axis T of at least 2 exposures"):
+        train(noisy((48, 48), "YX"), NOISE, config=config)
+    with pytest.raises(TrainingError, match=r"blind_spot does not learn from that: choose .*ambient"):
+        train(noisy(), NOISE, objective="blind_spot", config=config)
+
+
+def test_saturated_repeats_are_not_learned() -> None:
+    """Neither where the exposure is saturated nor where its repeat is."""
+    frames = np.full((2, 32, 32), 110, np.uint16)
+    frames[0, :, :16], frames[1, :16] = 200, 200
+    seen: list[torch.Tensor] = []
+
+    class Listener(OBJECTIVES["ambient"]):  # type: ignore[misc, name-defined]
+        def losses(self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator) -> object:
+            seen.append(batch.learn)
+            return super().losses(denoiser, average, batch, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, "ambient", Listener)
+        noise = replace(NOISE, saturation=200.0)
+        config = replace(TINY, patch=(32, 32), held_out=0.0, steps=1, still=True)
+        train(Volume.from_array(frames, "TYX"), noise, config=config)
+    assert all(bool((part.sum((1, 2, 3)) == 256).all()) for part in seen)
 
 
 def test_bad_input_is_named() -> None:

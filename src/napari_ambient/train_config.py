@@ -72,6 +72,9 @@ class TrainConfig:
     low_rank : int
         Fine-tuning only: 0 trains all weights, r > 0 only changes of rank r of the convolutions' kernels (8 is a good
         start).
+    still : bool
+        The time points of each volume are exposures of the same field, which neither moves nor bleaches much: what one
+        shows is learned by the others too (objectives ambient and ambient_mask), which is sharper than from each alone.
     """
 
     steps: int = 3000
@@ -94,6 +97,7 @@ class TrainConfig:
     below: Below = "none"
     below_steps: int = 1000
     low_rank: int = 0
+    still: bool = False
 
     @property
     def total(self) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -247,7 +247,7 @@ class _Training:
         self.stream = PatchStream(
             volumes,
             patch=patch,
-            partner=kind.partner,
+            partner=_partner(kind, config),
             targets=targets,
             held_out=config.held_out,
             seed=config.seed,
@@ -355,14 +355,16 @@ class _Training:
             where = crop.place
             noise = self.noises[where.volume][where.channel]
             good = trusted(crop.values, noise, where.y, where.x)
-            if not np.isfinite(crop.values).all():
+            shown = [crop.values] if crop.partner is None else [crop.values, crop.partner]
+            if not all(np.isfinite(values).all() for values in shown):
                 raise TrainingError(
                     f"{self.volumes[where.volume].name or 'the volume'} holds NaN or infinite values near "
                     f"T={where.time}, Z={where.z.start}, Y={where.y.start}, X={where.x.start}; "
                     "crop them away or replace them"
                 )
             photons = to_photons(crop.values, noise, where.y, where.x)
-            below = np.isfinite(photons) if noise.saturation is None else crop.values < noise.saturation
+            exposures = shown if self.stream.partner == "time" else shown[:1]
+            below = np.logical_and.reduce([v < (noise.saturation or math.inf) for v in exposures])
             counts.append(crop.turned(photons))
             valid.append(crop.turned(good))
             learn.append(crop.turned(good & below))
@@ -643,6 +645,19 @@ def choose_objective(operator: Operator) -> ObjectiveName:
     if not names:
         return "ambient"
     return "ambient_mask" if names == {"mask"} else "flow_diff"
+
+
+def _partner(kind: type[Objective], config: TrainConfig) -> Literal["none", "time", "target"]:
+    """Say what comes with each crop: other exposures also where the time points are said to be such."""
+    if not config.still:
+        return kind.partner
+    if not kind.repeats:
+        able = ", ".join(name for name, one in OBJECTIVES.items() if one.repeats)
+        raise TrainingError(
+            f"the time points are said to show the same field (still), and the objective {kind.name} does not learn "
+            f"from that: choose {able}, or leave it out"
+        )
+    return "time"
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

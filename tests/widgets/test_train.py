@@ -540,6 +540,8 @@ def test_the_form_knows_what_the_library_chooses() -> None:
     blur, mask = Blur(np.ones((3, 3)) / 9), Mask(np.eye(4))
     for kind, operator in (("nothing", Identity()), ("psf", blur), ("holes", mask), ("both", mask @ blur)):
         assert train.AUTOMATIC[kind] == choose_objective(operator)
+    alone = {name for name, kind in OBJECTIVES.items() if kind.repeats and kind.partner == "none"}
+    assert set(train.REPEATS) == alone
     assert set(train.ALL_LEVELS) == set(WHOLE) == {name for name, kind in OBJECTIVES.items() if kind.below_itself}
     # without clean images there is nothing to supervise with
     assert [*train.OBJECTIVES, "supervised"] == list(get_args(ObjectiveName))

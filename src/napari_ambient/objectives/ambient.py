@@ -14,6 +14,10 @@ moving average's answer to y corrupted a little further. Least squares over the 
     D(y, sigma_y) → E[ D(x_t, sigma) | y ],
 
 an average over recorruptions in one call. A test holds the two together, within what a short training leaves.
+
+Where another exposure y' of the same field comes with y (a field that keeps still), its noise is independent of all of
+y, so E[y' | x_t] = E[x | x_t] too (Noise2Noise): y' is a second label beside what y still tells, and the only one at
+sigma_y, beside the boundary term. Each label weighs as its variance asks.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ class Ambient(Objective):
     """
 
     name = "ambient"
+    repeats = True
     one_call = False
 
     def __init__(
@@ -126,13 +131,19 @@ class Ambient(Objective):
         )
         relative = (self.near[1] * form.sigma_y / sigma).clamp_max(1).reshape(-1, *(1,) * (batch.counts.ndim - 1))
         weight = batch.learn / size
-        own = self.loss(prediction, batch, shown, further) * weight * relative**self.power
+        own = self.loss(prediction, batch, shown, further)
+        if batch.partner is not None:
+            own = own + form.fresh(prediction, batch.partner)
+        own = own * weight * relative**self.power
         result = {"ambient": own[count:].sum() / weight[count:].sum().clamp_min(1e-6) * (1 - count / size)}
         if count:
             # in holes too where they are shown as such: the measured term never asks there
             where = torch.ones_like(batch.valid[:count]) if self.shows_holes else batch.valid[:count]
             difference = form.agreement(prediction[:count], taught)
             result["boundary"] = mean_where(difference, where) * (count / size)
+            if batch.partner is not None:
+                told = form.fresh(prediction[:count], batch.partner[:count])
+                result["repeat"] = mean_where(told, batch.learn[:count]) * (count / size)
         return result
 
     def validation(self, denoiser: Denoise, batch: Batch, generator: torch.Generator) -> Tensor:

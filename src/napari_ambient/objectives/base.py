@@ -133,6 +133,8 @@ class Objective(ABC):
     name: ClassVar[str]
     partner: ClassVar[Literal["none", "time", "target"]] = "none"
     """What must come with each crop: nothing, a repeated exposure, or the clean target."""
+    repeats: ClassVar[bool] = False
+    """Whether it learns from other exposures of the same field where there are such."""
     one_call: ClassVar[bool] = True
     """Whether the answer is expected photo-electrons in the photon form, whatever the noise's form."""
     through: ClassVar[tuple[str, ...]] = ("identity",)

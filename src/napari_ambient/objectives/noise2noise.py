@@ -17,6 +17,7 @@ class Noise2Noise(Objective):
 
     name = "noise2noise"
     partner = "time"
+    repeats = True
 
     def losses(
         self, denoiser: Denoise, average: Denoise, batch: Batch, generator: torch.Generator

@@ -83,6 +83,12 @@ SECOND_STAGE = (
 )
 ALL_LEVELS: tuple[ObjectiveName, ...] = ("flow_diff", "ambient_flow", "sure_score", "em")
 """Objectives that teach all noise levels themselves (`prior.WHOLE`, which loads torch)."""
+REPEATS: tuple[ObjectiveName, ...] = ("ambient", "ambient_mask")
+"""Objectives that learn from other exposures of the same field where there are such (`Objective.repeats`)."""
+STILL = (
+    "Tick this if the specimen neither moves nor bleaches much: what one time point shows is then learned by the "
+    "others too, which is sharper"
+)
 NO_STAGE_NEEDED = "The objective {} teaches all noise levels: error bars need no second stage."
 NO_STAGE = "The second stage follows the objective ambient alone: with {} there will be no error bars."
 AUTOMATIC: dict[Undone, ObjectiveName] = {
@@ -149,6 +155,7 @@ class TrainWidget(QWidget):
         self._known: KnownPrior | None = None
         self._times: dict[tuple[Any, ...], TrainingTime] = {}
         self._shown_source: tuple[Any, ...] = ()
+        self._time_points = 1
         self._make_parts()
         self._lay_out()
         self._connect()
@@ -198,6 +205,8 @@ class TrainWidget(QWidget):
             "What may change of the prior to start from: all weights, or only changes of this rank, which keep more of "
             "it where there are few images; 8 is a good start",
         )
+        self.still = QCheckBox("show the same field")
+        self.still.setToolTip(STILL)
         self.through = ThroughForm(self.viewer)
         self.objective = QComboBox()
         for objective, tip in OBJECTIVES.items():
@@ -257,6 +266,7 @@ class TrainWidget(QWidget):
             ("Seed", self.seed),
             ("Start from", self.origin),
             ("Change", self.low_rank),
+            ("Time points", self.still),
         ):
             more.addRow(title, field)
         more.addRow(self.through)
@@ -296,6 +306,7 @@ class TrainWidget(QWidget):
         self.origin.changed.connect(self._form_changed)
         self.through.changed.connect(self._form_changed)
         self.error_bars.toggled.connect(self._form_changed)
+        self.still.toggled.connect(self._form_changed)
         self.here.clicked.connect(self.move_preview)
         self.train.clicked.connect(self.start)
         self.stop.clicked.connect(self.ask_to_stop)
@@ -341,6 +352,7 @@ class TrainWidget(QWidget):
         changes |= {name: box.value() for name, box in numbers.items() if box.value()}
         second = self.chosen_objective == "ambient" and self.error_bars.isChecked()
         changes["below"] = "auto" if second else "none"
+        changes["still"] = self._may_be_still and self.still.isChecked()
         if self.origin.prior is not None:
             changes |= {"low_rank": self.low_rank.value(), **_network_of(self.origin.prior)}
         return preset(cast(PresetName, self.preset.currentData()), **changes)
@@ -349,6 +361,11 @@ class TrainWidget(QWidget):
     def chosen_objective(self) -> ObjectiveName:
         """What will be minimised, also where it is chosen by what the images are."""
         return AUTOMATIC[self.through.kind] if self._objective == "auto" else self._objective
+
+    @property
+    def _may_be_still(self) -> bool:
+        """Whether there are time points, and an objective that learns from repeats."""
+        return self._time_points > 1 and self.chosen_objective in REPEATS
 
     # ------------------------------------------------------------------------------------- what changed
 
@@ -359,7 +376,9 @@ class TrainWidget(QWidget):
             self._shown_source = shown
             self.noise.clear()
             self.message.say("")  # what was said of other images
-        self.through.set_volume(self._first())
+        first = self._first()
+        self._time_points = 1 if first is None else first.sizes.get("T", 1)
+        self.through.set_volume(first)
         if not self.name.isModified():
             self.name.setText(self._free_name())
         self._look_for_unfinished()
@@ -403,6 +422,8 @@ class TrainWidget(QWidget):
             part.setEnabled(not self.training)
         for other in (self.batch, self.seed, self.name, self.noise.found, self.origin, self.low_rank):
             other.setEnabled(not self.training)
+        self.more.setRowVisible(self.still, self._may_be_still)
+        self.still.setEnabled(not self.training)
         begins = self.origin.prior
         self.more.setRowVisible(self.low_rank, begins is not None)
         for box, tip in ((self.dims, DIMS_TIP), (self.size, SIZE_TIP)):
