@@ -4,10 +4,10 @@
 
 DATA is a folder with `fmd/`, `ncs_eb3/` and `w2s/` (not part of this repository: see `benchmarks/README.md`). Our
 methods share one network, one noise fit and one number of steps. "ambient still" is ambient training that is told, as
-Noise2Noise has to be, that the frames are exposures of the same field (`TrainConfig.still`). CAREamics (its default network) and BM3D run in the
-environment of the given interpreter, CAREamics for 100 epochs, and scored at the end and where it had trained for as
-long as our ambient training took. On a machine that is busy with other work, `--threads 1 --clock cpu` counts the
-seconds of one core instead of those on the wall.
+Noise2Noise has to be, that the frames are exposures of the same field (`TrainConfig.still`). CAREamics (its default
+network) and BM3D run in the environment of the given interpreter, CAREamics for 100 epochs, and scored at the end and
+where it had trained for as long as our ambient training took. On a machine that is busy with other work, `--threads 1
+--clock cpu` counts the seconds of one core instead of those on the wall.
 Every case is appended to `quality.csv` as soon as it is done, so that a run can be interrupted and goes on where it
 stopped; `quality.md` is the same as a table.
 
