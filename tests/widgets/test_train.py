@@ -707,6 +707,29 @@ def test_an_objective_besides_the_automatic_one(make: Any, viewer: Any, qtbot: A
     assert "waves (preview)" in viewer.layers
 
 
+def test_time_points_that_show_the_same_field(make: Any, viewer: Any, qtbot: Any) -> None:
+    """Are asked about only where there are time points, and an objective that learns from them."""
+    viewer.add_image(np.zeros((64, 64), np.uint16), name="one", axis_labels=("y", "x"))
+    widget = make()
+    asked = widget.more.isRowVisible
+    widget.source.box.choose(viewer.layers["one"])
+    assert not asked(widget.still)
+    widget.source.box.choose(viewer.layers["waves"])
+    assert asked(widget.still)
+    assert not widget.config().still
+    widget.still.setChecked(True)
+    assert widget.config().still
+    choose(widget.objective, "blind_spot")
+    assert not asked(widget.still)
+    assert not widget.config().still
+    choose(widget.objective, "auto")
+    click(qtbot, widget.train)
+    assert not widget.still.isEnabled()
+    wait(qtbot, widget)
+    (known,) = priors_of(viewer)
+    assert known.prior.record.config["still"] is True
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_plots_follow_the_theme(make: Any, viewer: Any, theme: str) -> None:
     widget = make()
