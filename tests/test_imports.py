@@ -40,7 +40,7 @@ FLOORS = (
         "muon",
         "volumes",
     },
-    {"denoiser", "samplers", "measurement"},
+    {"denoiser", "samplers", "measurement", "opening"},
     {"amortised", "posterior", "psf_fit"},
     {"objectives"},
     {"moments", "sampling"},

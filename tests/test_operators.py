@@ -18,9 +18,9 @@ from napari_ambient.operators import Blur, Compose, Downsample, Identity, Mask, 
 
 torch.set_num_threads(1)
 
-BORDERS = ("reflect", "zero", "wrap")
+BORDERS = ("reflect", "zero", "wrap", "open")
 # ndimage's names: its "mirror" does not repeat the outermost voxel, as ours does not
-NDIMAGE = {"reflect": "mirror", "zero": "constant", "wrap": "wrap"}
+NDIMAGE = {"reflect": "mirror", "zero": "constant", "wrap": "wrap", "open": "constant"}
 PLANE, STACK = (24, 20), (8, 24, 20)
 
 
@@ -399,7 +399,7 @@ NOTHING = np.full((3, 3), 1 / 9)
         (lambda: Blur(np.full((3, 3), np.nan)), "NaN"),
         (lambda: Blur(np.ones((3, 3))), "sums to 9.*point_spread.prepare"),
         (lambda: Blur(NOTHING - np.eye(3) / 3 + np.eye(3)[::-1] / 3), "least value at -0.2"),
-        (lambda: Blur(NOTHING, "mirror"), "border is 'mirror'; choose reflect, zero or wrap"),
+        (lambda: Blur(NOTHING, "mirror"), "border is 'mirror'; choose reflect, zero, wrap or open"),
         (lambda: Blur(NOTHING).transfer((4, 4, 4)), "has 2 axes"),
         (lambda: Blur(NOTHING[None]).forward(draw(PLANE, 0)), "focal plane"),
         (lambda: Blur(NOTHING).forward(draw(PLANE, 0)[0]), r"give \(B, C, Y, X\)"),

@@ -18,7 +18,7 @@ from cyclopts import App, Group, Parameter
 from tqdm import tqdm
 
 from . import __version__
-from .choices import ObjectiveName, OutputType, PosteriorName, PresetName, RestoreMethod
+from .choices import Border, ObjectiveName, OutputType, PosteriorName, PresetName, RestoreMethod
 from .measurement import Optics, check_optics, mask_of_each, operator_for, with_holes
 from .train_config import TrainConfig, TrainingError
 from .train_config import preset as settings
@@ -86,6 +86,7 @@ def train(
     dark: Annotated[Path | None, CAMERA] = None,
     psf: Annotated[Path | None, THROUGH] = None,
     psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    border: Annotated[Border, THROUGH] = "reflect",
     mask: Annotated[Path | None, THROUGH] = None,
     finer: Annotated[int, THROUGH] = 1,
     optics: Annotated[Optics | None, Parameter(name="*"), THROUGH] = None,
@@ -135,6 +136,9 @@ def train(
         same size as those of the stacks.
     psf_is : str
         What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    border : str
+        What lies beyond the images whose light is seen: their mirror image, or (open) what nobody knows, which is right
+        for widefield stacks, whose PSF reaches through all planes.
     mask : Path
         The stacks have holes: an image of 0 where nothing was measured, 1 elsewhere.
     finer : int
@@ -172,7 +176,7 @@ def train(
         volumes,
         noise,
         objective=objective,
-        operator=_operator(volumes[0], psf, psf_is, optics, mask, finer),
+        operator=_operator(volumes[0], psf, psf_is, optics, mask, finer, border),
         target=targets,
         start=begin,
         config=config,
@@ -224,6 +228,7 @@ def restore(
     still: Annotated[bool, DRAWING] = False,
     psf: Annotated[Path | None, THROUGH] = None,
     psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    border: Annotated[Border, THROUGH] = "reflect",
     mask: Annotated[Path | None, THROUGH] = None,
     finer: Annotated[int, THROUGH] = 1,
     posterior: Annotated[PosteriorName, THROUGH] = "split_gibbs",
@@ -285,6 +290,9 @@ def restore(
         Deconvolve: the image of a point (a bead) on voxels of the same size as those of the inputs.
     psf_is : str
         What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    border : str
+        What lies beyond the images whose light is seen: their mirror image, or (open) what nobody knows, which is right
+        for widefield stacks, whose PSF reaches through all planes.
     mask : Path
         Fill in: an image of 0 where nothing was measured, 1 elsewhere, or one for each time point or channel. NaN in
         the inputs are holes too.
@@ -310,6 +318,7 @@ def restore(
     loaded = load_prior(prior)
     optics = optics or Optics()
     check_optics(psf is not None, optics)
+    _check_border(psf, optics, border)
     if method != "samples" and recalibrate:
         raise ValueError("--recalibrate is about the error bars of draws; add --method samples")
     if still and not recalibrate:
@@ -342,7 +351,7 @@ def restore(
 
     def operator(volume: Volume) -> Operator:
         one = None if each else mask
-        return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=one, finer=finer)
+        return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=one, finer=finer, border=border)
 
     bar: tqdm[Any] | None = None
     title = ""
@@ -473,6 +482,7 @@ def audit(
     voxel_size: Annotated[tuple[float, float, float] | None, READING] = None,
     psf: Annotated[Path | None, THROUGH] = None,
     psf_is: Annotated[Literal["bead", "computed"], THROUGH] = "bead",
+    border: Annotated[Border, THROUGH] = "reflect",
     mask: Annotated[Path | None, THROUGH] = None,
     finer: Annotated[int, THROUGH] = 1,
     optics: Annotated[Optics | None, Parameter(name="*"), THROUGH] = None,
@@ -509,6 +519,9 @@ def audit(
         The PSF of the training: the image of a point (a bead) on voxels of the same size as those of the stacks.
     psf_is : str
         What --psf is: a bead's image, whose background is taken away, or a computed PSF, which has none.
+    border : str
+        What lies beyond the images whose light is seen: their mirror image, or (open) what nobody knows, which is right
+        for widefield stacks, whose PSF reaches through all planes.
     mask : Path
         The mask of the stacks: an image of 0 where nothing was measured, 1 elsewhere.
     finer : int
@@ -524,7 +537,7 @@ def audit(
     check_optics(psf is not None, optics)
     known = [_open(path, None, 0, axes, voxel_size) for path in find_files(training)]
     unseen = [_open(path, None, 0, axes, voxel_size) for path in find_files(held_out)] if held_out else None
-    operator = _operator(known[0], psf, psf_is, optics, mask, finer)
+    operator = _operator(known[0], psf, psf_is, optics, mask, finer, border)
     result = audit_prior(loaded, known, unseen, operator=operator, channel=channel, count=count, seed=seed)
     print(f"{result.verdict}: {result.sentence}")
     for note in result.notes:
@@ -760,11 +773,18 @@ def _operator(
     optics: Optics,
     mask: Path | None,
     finer: int,
+    border: Border,
 ) -> Operator | None:
     """Give the operator that the options name; None where they name none."""
+    _check_border(psf, optics, border)
     if psf is None and optics.na is None and mask is None and finer == 1:
         return None
-    return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer)
+    return operator_for(volume, psf=psf, psf_is=psf_is, optics=optics, mask=mask, finer=finer, border=border)
+
+
+def _check_border(psf: Path | None, optics: Optics, border: Border) -> None:
+    if border != "reflect" and psf is None and optics.na is None:
+        raise ValueError(f"--border {border} is about a blur; add --psf or --na, or leave it out")
 
 
 def _given_noise(

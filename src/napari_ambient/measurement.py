@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .choices import Microscope
+from .choices import Border, Microscope
 
 # The rest is imported where it is used: the command line's help shows the optics and must not wait for torch.
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def operator_for(
     optics: Optics | None = None,
     mask: Path | Volume | ArrayLike | None = None,
     finer: int = 1,
+    border: Border = "reflect",
 ) -> Operator:
     """Put together what the microscope did to light on the finer pixels.
 
@@ -77,6 +78,8 @@ def operator_for(
         0 where nothing was measured, anything above elsewhere; (Y, X) or (Z, Y, X).
     finer : int
         So many times finer pixels along Y and X.
+    border : {"reflect", "open"}
+        What a blur takes to lie beyond the image: its mirror image, or what nobody knows (`opening.py`).
 
     Returns
     -------
@@ -105,9 +108,9 @@ def operator_for(
         bead = _image(psf)
         _check_voxels(bead, volume, psf)
         values = np.squeeze(np.asarray(bead.data))
-        operator = Blur(prepare(values, background="border" if psf_is == "bead" else None)) @ pixels_made
+        operator = Blur(prepare(values, background="border" if psf_is == "bead" else None), border) @ pixels_made
     elif optics.na is not None:
-        operator = pixels_made @ Blur(computed_psf(volume, optics, finer=finer))
+        operator = pixels_made @ Blur(computed_psf(volume, optics, finer=finer), border)
     else:
         operator = pixels_made
     if mask is not None:

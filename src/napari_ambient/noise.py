@@ -14,7 +14,7 @@ In the flow: `fit_noise` makes a NoiseModel, training and restoration use it, a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -193,6 +193,23 @@ class NoiseModel:
         """Level at which the variance line crosses zero, ADU."""
         zero = -np.divide(self.intercept, self.gain)
         return zero if np.ndim(zero) else float(zero)
+
+    def with_maps(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> NoiseModel:
+        """Change the per-pixel maps, as for a part of the frame, and leave what is one number for all.
+
+        Parameters
+        ----------
+        change : callable
+            Map (Y, X) -> map.
+
+        Returns
+        -------
+        NoiseModel
+        """
+        names = ("gain", "intercept", "offset", "read_noise", "hot_pixels")
+        maps: dict[str, Any] = {name: getattr(self, name) for name in names if np.ndim(getattr(self, name)) == 2}
+        changed: dict[str, Any] = {name: change(values) for name, values in maps.items()}
+        return replace(self, **changed)
 
     def variance(self, mean: ArrayLike) -> FloatArray:
         """Variance of a voxel (ADU^2) of expected value `mean` (ADU); never below 0."""

@@ -31,12 +31,16 @@ from torch.nn import functional
 
 __all__ = ["Blur", "Border", "Compose", "Downsample", "Identity", "Mask", "Operator", "OperatorError"]
 
-Border = Literal["reflect", "zero", "wrap"]
-BORDERS: tuple[Border, ...] = ("reflect", "zero", "wrap")
+Border = Literal["reflect", "zero", "wrap", "open"]
+BORDERS: tuple[Border, ...] = ("reflect", "zero", "wrap", "open")
+DARK: tuple[Border, ...] = ("zero", "open")
+"""Borders beyond which there is no light, once what is open has been widened."""
 Triple = tuple[int, int, int]
 
 FEW_TAPS = 49
 """Kernels of up to so many voxels are summed tap by tap, larger ones go by Fourier transform (equally fast there)."""
+BEYOND = 8
+"""Voxels beyond an open border, along each axis that the PSF reaches over."""
 SUM_TOLERANCE = 1e-3
 """How far a PSF's sum may be from 1; rounding of float32 files stays far below."""
 
@@ -52,6 +56,8 @@ class Operator(ABC):
     """(Z, Y, X) voxels around a region that A or Aᵀ needs to be exact inside it; input voxels, whole strides."""
     stride: Triple = (1, 1, 1)
     """(Z, Y, X) input voxels per output voxel; regions to crop begin and end on multiples of it."""
+    beyond: Triple = (0, 0, 0)
+    """(Z, Y, X) measured voxels around an image that light may come from, though nobody measured there."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -183,20 +189,26 @@ class Blur(Operator):
     psf : array_like, shape (Y, X) or (Z, Y, X)
         Point-spread function of 0 or more and sum 1, as `point_spread.prepare` and `point_spread.microscope_psf` make
         it. A plane blurs every plane of a stack alike. Any size; voxel n // 2 of an axis is the origin.
-    border : {"reflect", "zero", "wrap"}
+    border : {"reflect", "zero", "wrap", "open"}
         What lies beyond the border of the image: its mirror image about the outermost voxels (… 2 1 0 1 2 …), darkness,
-        or its opposite side. "reflect" is right for most specimens. "wrap" makes the operator diagonal in the Fourier
-        domain (`transfer`); its `crop` is exact only where the halo does not reach beyond the volume.
+        its opposite side, or what nobody knows. "reflect" is right for most specimens. "wrap" makes the operator
+        diagonal in the Fourier domain (`transfer`); its `crop` is exact only where the halo does not reach beyond the
+        volume. "open" is for PSFs that reach through the whole stack, as a widefield microscope's do: training and
+        restoring then put `beyond` unmeasured voxels around the image (`opening.py`), and on images as wide as that
+        the operator is the same as with "zero".
+    beyond : int or sequence of int, optional
+        With "open": measured voxels around the image, one number or (Z, Y, X); 8 along the axes that the PSF reaches
+        over.
 
     Attributes
     ----------
     psf : ndarray of float64, read-only
-    border : {"reflect", "zero", "wrap"}
+    border : {"reflect", "zero", "wrap", "open"}
 
     Raises
     ------
     OperatorError
-        If the PSF is not 2D or 3D, not finite, below zero somewhere, or does not sum to 1.
+        If the PSF is not 2D or 3D, not finite, below zero somewhere, or does not sum to 1, or `beyond` makes no sense.
 
     Notes
     -----
@@ -204,7 +216,9 @@ class Blur(Operator):
     before taking logarithms.
     """
 
-    def __init__(self, psf: ArrayLike, border: Border = "reflect") -> None:
+    def __init__(
+        self, psf: ArrayLike, border: Border = "reflect", *, beyond: int | Sequence[int] | None = None
+    ) -> None:
         kernel = np.array(psf, dtype=np.float64)
         if kernel.ndim not in (2, 3) or kernel.size == 0:
             raise OperatorError(f"the PSF has shape {kernel.shape}; give (Y, X) or (Z, Y, X)")
@@ -217,7 +231,7 @@ class Blur(Operator):
                 "sum to 1, so that light is kept: use point_spread.prepare (for losses of light multiply by a Mask)"
             )
         if border not in BORDERS:
-            raise OperatorError(f"border is {border!r}; choose reflect, zero or wrap")
+            raise OperatorError(f"border is {border!r}; choose reflect, zero, wrap or open")
         kernel /= total
         kernel.setflags(write=False)
         self.psf, self.border = kernel, border
@@ -225,6 +239,7 @@ class Blur(Operator):
         mirror = int(border == "reflect")
         reach = [n // 2 + mirror if n > 1 else 0 for n in kernel.shape]
         self.halo = (0, reach[0], reach[1]) if kernel.ndim == 2 else (reach[0], reach[1], reach[2])
+        self.beyond = _beyond(beyond, self.halo, border)
         self._axes = tuple(range(-kernel.ndim, 0))
         self._kept = _Kept()
 
@@ -280,11 +295,13 @@ class Blur(Operator):
 
     def to_dict(self) -> dict[str, Any]:
         """See `Operator.to_dict`."""
-        return {"operator": "blur", "border": self.border, "psf": _fingerprint(self.psf.astype(np.float32))}
+        more = {"beyond": list(self.beyond)} if self.border == "open" else {}
+        return {"operator": "blur", "border": self.border, **more, "psf": _fingerprint(self.psf.astype(np.float32))}
 
     def describe(self) -> str:
         """See `Operator.describe`."""
-        return f"blur by a PSF of {_times(self.psf.shape)} voxels, border {self.border}"
+        more = f" ({_times(self.beyond)} voxels)" if self.border == "open" else ""
+        return f"blur by a PSF of {_times(self.psf.shape)} voxels, border {self.border}{more}"
 
     def _apply(self, x: Tensor, *, transposed: bool) -> Tensor:
         shape = _checked(x)
@@ -364,7 +381,7 @@ class Blur(Operator):
         return (*shape[:ends], *(shape[axis] + self.psf.shape[axis] - 1 for axis in self._axes))
 
     def _extend(self, x: Tensor) -> Tensor:
-        if self.border == "zero":
+        if self.border in DARK:
             return functional.pad(x, [n for axis in reversed(self._axes) for n in self._ends(axis)])
         for axis in self._axes:
             before, behind = self._ends(axis)
@@ -378,7 +395,7 @@ class Blur(Operator):
             before, behind = self._ends(axis)
             n = shape[axis]
             inner = extended.narrow(axis, before, n)
-            if self.border != "zero" and before + behind > 0:
+            if self.border not in DARK and before + behind > 0:
                 inner = inner.clone()
                 # each end for itself: then no voxel is added to twice at once, in an order that would depend on luck
                 for start, length in ((0, before), (before + n, behind)):
@@ -575,6 +592,8 @@ class Compose(Operator):
             step = [s * t for s, t in zip(step, operator.stride, strict=True)]
         z, y, x = (-(-r // s) * s for r, s in zip(reach, step, strict=True))
         self.halo, self.stride = (z, y, x), (step[0], step[1], step[2])
+        outside = [max(part.beyond[axis] for part in self.operators) for axis in range(3)]
+        self.beyond = (outside[0], outside[1], outside[2])
 
     def forward(self, x: Tensor) -> Tensor:
         """See `Operator.forward`."""
@@ -638,6 +657,21 @@ class _Kept:
 
     def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
         return _Kept, ()
+
+
+def _beyond(given: int | Sequence[int] | None, halo: Triple, border: Border) -> Triple:
+    """Give how many voxels lie beyond an open border."""
+    if border != "open":
+        if given is not None:
+            raise OperatorError(
+                f"beyond is {given}, and the border {border}; only open borders have voxels beyond them"
+            )
+        return (0, 0, 0)
+    voxels = [BEYOND] * 3 if given is None else [given] * 3 if isinstance(given, int) else [int(n) for n in given]
+    if len(voxels) != 3 or min(voxels) < 0:
+        raise OperatorError(f"beyond is {given}; give a number of voxels of 0 or more, or (Z, Y, X) of them")
+    z, y, x = (n if reach else 0 for n, reach in zip(voxels, halo, strict=True))
+    return z, y, x
 
 
 def _parts(operator: Operator) -> tuple[Operator, ...]:

@@ -27,6 +27,7 @@ from .devices import choose_device, free_memory
 from .moments import Spread
 from .networks.turns import GROUPS
 from .noise import NoiseModel
+from .opening import widen
 from .operators import Identity, Operator
 from .posterior import MethodName
 from .prior import Prior, place
@@ -157,12 +158,14 @@ def restore(
             "plane, such as the focal plane, or name the axes (--axes ZYX, in Python axes='ZYX')"
         )
     shape = [sizes.get(axis, 1) for axis in "ZYX"]
-    wide = [axis for axis, n, reach in zip("ZYX", shape, operator.halo, strict=True) if n > 1 and reach >= n]
+    reaches = zip("ZYX", shape, operator.halo, operator.beyond, strict=True)
+    wide = [axis for axis, n, reach, beyond in reaches if n > 1 and reach >= n and not beyond]
     if wide:
         warnings.warn(
             f"the PSF reaches farther along {', '.join(wide)} than the image is wide ({operator.describe()}, image "
             f"{' x '.join(map(str, shape))} voxels): most light comes from beyond its borders, where it is taken for "
-            "its mirror image; crop the PSF, or take larger images",
+            "its mirror image; crop the PSF, take larger images, or open the border (--border open, in Python "
+            "Blur(psf, border='open'))",
             RestorationWarning,
             stacklevel=2,
         )
@@ -178,6 +181,13 @@ def restore(
             f"the prior is 3D, the volume has axes {volume.axes} {volume.shape}: no Z to see; name the axes "
             "(--axes ZYX, in Python axes='ZYX'), or train a 2D prior (--dims 2D)"
         )
+    if method == "amortised":
+        _check_amortised(prior, operator, outputs)
+        draws = 1 if prior.posterior is None else draws
+    given, through = volume, operator
+    opened = widen(volume, operator)
+    volume, operator = opened.volume, opened.operator
+    models = tuple(opened.noise(model) for model in models)
     chosen = choose_device(device)
     out = np.dtype(np.float32) if dtype == "float32" else volume.dtype
     counted = Clipping() if clipping is None else clipping
@@ -185,9 +195,6 @@ def restore(
     limit = tuple(tile) if tile is not None else plan_tile(restorer, free_memory(chosen))
     if len(limit) != 3 or min(limit) < 1:
         raise RestorationError(f"tile is {tuple(limit)}; give three positive numbers (Z, Y, X)")
-    if method == "amortised":
-        _check_amortised(prior, operator, outputs)
-        draws = 1 if prior.posterior is None else draws
     notes: list[str] = []
     if method != "mean":
         _check_draws(draws, outputs)
@@ -233,7 +240,7 @@ def restore(
         **({} if method == "mean" else {"draws": draws, "steps": steps, "outputs": list(outputs)}),
         **({} if method == "mean" else {"spread": spread.to_dict() if isinstance(spread, Spread) else spread}),
         **({"turns": turns} if turns > 1 else {}),
-        **({} if isinstance(operator, Identity) else {"operator": operator.to_dict(), "posterior": posterior}),
+        **({} if isinstance(through, Identity) else {"operator": through.to_dict(), "posterior": posterior}),
         "dtype": str(out),
         "axes": volume.axes,
         "channels": list(range(volume.first_channel, volume.first_channel + channels)),
@@ -247,7 +254,7 @@ def restore(
     for axis, measured, wanted in zip("ZYX", restorer.domain.shape, clean, strict=True):
         if axis in scale:
             scale[axis] *= measured / wanted
-    result = volume.replace(data=data, axes=axes, channel_names=names, scale=scale)
+    result = opened.inner(given.replace(data=data, axes=axes, channel_names=names, scale=scale))
     return result.with_history(record)
 
 
@@ -319,7 +326,7 @@ def restore_part(
     cropped = restore(
         volume.replace(data=volume.data[tuple(read.values())]),
         prior,
-        noise=[_cut(fit_to_frame(model, plane), box[1], box[2]) for model in models],
+        noise=[fit_to_frame(model, plane).with_maps(lambda m: m[box[1], box[2]]) for model in models],
         operator=operator if isinstance(operator, Identity) else operator.crop(box),
         **settings,
     )
@@ -398,13 +405,6 @@ def _by_output(restored: Volume) -> tuple[da.Array, str, list[str]]:
     if "C" in record["axes"]:
         return data, restored.axes, labels
     return data[(slice(None),) * (at + 1) + (0,)], restored.axes.replace("C", ""), labels
-
-
-def _cut(noise: NoiseModel, rows: slice, columns: slice) -> NoiseModel:
-    """Cut the maps of a noise model to a region of the frame."""
-    names = ("gain", "intercept", "offset", "read_noise", "hot_pixels")
-    maps = {name: getattr(noise, name) for name in names if np.ndim(getattr(noise, name)) == 2}
-    return replace(noise, **{name: values[rows, columns] for name, values in maps.items()})
 
 
 def _mean_blocks(restorer: Restorer, volume: Volume, limit: Sequence[int]) -> Any:

@@ -47,6 +47,7 @@ from .objectives import BELOW, OBJECTIVES, Batch, Objective
 from .objectives.anchor import Anchor
 from .objectives.base import ObjectiveError, Setting, mean_where, operator_names
 from .objectives.views import Views, view_of
+from .opening import widen
 from .operators import Identity, Operator, OperatorError
 from .prior import Prior, PriorError, Record, place, representative, write_whole
 from .recorruption import (
@@ -224,13 +225,18 @@ class _Training:
             raise TrainingError(f"objective is {objective!r}; choose one of auto, {', '.join(OBJECTIVES)}")
         if not volumes:
             raise TrainingError("no volume was given; training needs at least one stack")
-        self.volumes = volumes
         self.rank, self.world = _join_processes()
         self.device = choose_device(device)
         self.channels = _channels(volumes)
         kind = OBJECTIVES[objective]
         self.operator = operator
         _check_operator(volumes, operator)
+        self.noises = _noise_models(volumes, self.channels, noise)
+        widened = [widen(volume, operator) for volume in volumes]
+        volumes = self.volumes = [wide.volume for wide in widened]
+        self.operators = [wide.operator for wide in widened]
+        self.noises = [[wide.noise(n) for n in row] for wide, row in zip(widened, self.noises, strict=True)]
+        acting = self.operators[0]
         dims, depth = _choose_dims(volumes[0], config, planes_alone=kind.planes_alone)
         if config.batch is None:
             config = replace(config, batch=16 if dims == 2 and isinstance(operator, Identity) else 8)
@@ -238,12 +244,12 @@ class _Training:
         arguments = choose_arguments(
             config.size, dims=dims, channels=depth if dims == 2 else 1, anisotropy=_anisotropy(volumes[0])
         )
-        shown = kind.shows_holes or "mask" in operator_names(operator)  # where the holes are
+        shown = kind.shows_holes or "mask" in operator_names(acting)  # where the holes are
         arguments = replace(arguments, extra=arguments.channels if shown else 0)
         if start is not None:
             _check_start(start, arguments, self.channels)
             arguments = start.denoiser.arguments
-        patch = _choose_patch(volumes, arguments, config, depth, operator)
+        patch = _choose_patch(volumes, arguments, config, depth, acting)
         self.stream = PatchStream(
             volumes,
             patch=patch,
@@ -254,12 +260,11 @@ class _Training:
             memory=config.memory * 2**20,
             square=_square(volumes),
         )
-        self.noises = _noise_models(volumes, self.channels, noise)
         flat = [n for row in self.noises for n in row]
         self.form = choose_form(flat, config.form)
         self.scales, self.quanta = self._look_at_the_data()
         self.setting = Setting(
-            operator, arguments, tuple(self.scales), config.size, _anisotropy(volumes[0]), start is not None
+            acting, arguments, tuple(self.scales), config.size, _anisotropy(volumes[0]), start is not None
         )
         self.objective = self._make_objective(kind, choose_recorruption(flat, self.form, quanta=self.quanta))
         self.below_name, self.below = self._choose_below(objective)
@@ -395,7 +400,7 @@ class _Training:
             sizes = self.volumes[where.volume].sizes
             whole = [sizes.get(axis, 1) for axis in "ZYX"]
             try:
-                parts.append(view_of(self.operator, whole, (where.z, where.y, where.x), crop.turn))
+                parts.append(view_of(self.operators[where.volume], whole, (where.z, where.y, where.x), crop.turn))
             except OperatorError as error:
                 raise TrainingError(str(error)) from error
         return Views(parts, self.operator.stride)

@@ -11,10 +11,12 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from napari_ambient.choices import Border
 
 if TYPE_CHECKING:
     from napari_ambient.operators import Operator
@@ -33,12 +35,15 @@ class Through:
     ----------
     psf : ndarray or None
         Shape (Y, X) or (Z, Y, X), centred, of sum 1; None for no blur.
+    border : {"reflect", "open"}
+        What lies beyond the image that is blurred.
     measured : callable or None
         Reads where something was measured (True), shape (Y, X) or (Z, Y, X); None: everywhere.
     """
 
     psf: NDArray[Any] | None = None
     measured: Callable[[], NDArray[np.bool_]] | None = None
+    border: Border = "reflect"
 
     def operator(self) -> Operator:
         """Make the operator; loads torch and reads the mask.
@@ -50,16 +55,16 @@ class Through:
         """
         from napari_ambient.operators import Blur, Identity, Mask
 
-        operator: Operator = Identity() if self.psf is None else Blur(self.psf)
+        operator: Operator = Identity() if self.psf is None else Blur(self.psf, self.border)
         return operator if self.measured is None else Mask(self.measured()) @ operator
 
     def read(self) -> Through:
         """Read the mask, so that nobody can paint on it any more."""
-        return self if self.measured is None else _of_arrays(self.psf, np.array(self.measured()))
+        return self if self.measured is None else _of_arrays(self.psf, np.array(self.measured()), self.border)
 
     def save(self, path: Path) -> None:
         """Keep it in a file, from which `load_through` gives it again."""
-        arrays = {} if self.psf is None else {"psf": self.psf}
+        arrays: dict[str, NDArray[Any]] = {} if self.psf is None else {"psf": self.psf, "border": np.array(self.border)}
         if self.measured is not None:
             arrays["measured"] = self.measured()
         with open(path, "wb") as file:
@@ -71,11 +76,13 @@ def load_through(path: Path) -> Through:
     if not path.is_file():
         return Through()
     with np.load(path, allow_pickle=False) as arrays:
-        return _of_arrays(*(arrays[name] if name in arrays else None for name in ("psf", "measured")))
+        border = cast(Border, str(arrays["border"]) if "border" in arrays else "reflect")
+        psf, measured = (arrays[name] if name in arrays else None for name in ("psf", "measured"))
+        return _of_arrays(psf, measured, border)
 
 
-def _of_arrays(psf: NDArray[Any] | None, measured: NDArray[np.bool_] | None) -> Through:
-    return Through(psf, None if measured is None else functools.partial(np.asarray, measured))
+def _of_arrays(psf: NDArray[Any] | None, measured: NDArray[np.bool_] | None, border: Border) -> Through:
+    return Through(psf, None if measured is None else functools.partial(np.asarray, measured), border)
 
 
 def undone_by(record: Mapping[str, Any]) -> Undone:
@@ -95,4 +102,21 @@ def undone_by(record: Mapping[str, Any]) -> Undone:
     return next((task for task, names in PARTS.items() if names == parts), "nothing")
 
 
-__all__ = ["PARTS", "Through", "Undone", "load_through", "undone_by"]
+def border_of(record: Mapping[str, Any]) -> Border:
+    """Say what was taken to lie beyond the images of a training.
+
+    Parameters
+    ----------
+    record : mapping
+        Its `Record.operator`.
+
+    Returns
+    -------
+    {"reflect", "open"}
+        "reflect" also where there was no blur.
+    """
+    parts = record.get("applied", [record] if record else [])
+    return "open" if any(part.get("border") == "open" for part in parts) else "reflect"
+
+
+__all__ = ["PARTS", "Through", "Undone", "border_of", "load_through", "undone_by"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from napari.utils.colormaps import ensure_colormap
@@ -31,6 +31,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_ambient.choices import Border
 from napari_ambient.measurement import Optics
 from napari_ambient.volumes import Volume
 from napari_ambient.volumes.units import MICROMETERS
@@ -54,6 +55,14 @@ FIT = "Fit to this image"
 USUAL = "These are usual optics: check them against your microscope."
 BARS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 """Scale bars, nm."""
+BORDERS: dict[Border, tuple[str, str]] = {
+    "reflect": ("mirrored", "Around the image lies its mirror image: right for most, and for images of one plane"),
+    "open": (
+        "unknown",
+        "Nobody knows what lies around the image, but its light is seen: right for widefield stacks, whose PSF reaches "
+        "through all planes",
+    ),
+}
 MEDIA = {"oil": 1.515, "glycerol": 1.47, "silicone": 1.40, "water": 1.33, "air": 1.0}
 MICROSCOPES = {"widefield": "widefield", "confocal": "confocal", "light sheet": "light-sheet"}
 
@@ -113,6 +122,11 @@ class PsfForm(QWidget):
         for text, value in (("image of a bead", "bead"), ("PSF", "computed")):
             self.kind.addItem(text, value)
         self.kind.setToolTip("The background of a bead's image is taken away; a PSF has none")
+        self.border = QComboBox()
+        for border, (text, tip) in BORDERS.items():
+            self.border.addItem(text, border)
+            self.border.setItemData(self.border.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.border.setToolTip("What the PSF sees where nothing was measured: above and below a stack, and around it")
         self.fit = QPushButton(FIT)
         self.fit.setToolTip(
             "Find the aperture and the aberration that explain this image best; it takes up to a quarter of an hour, "
@@ -126,7 +140,7 @@ class PsfForm(QWidget):
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(WAIT)
-        for box in (self.source, self.microscope, self.medium, self.kind):
+        for box in (self.source, self.microscope, self.medium, self.kind, self.border):
             make_narrow(box)
         self._lay_out()
         self._connect()
@@ -153,6 +167,7 @@ class PsfForm(QWidget):
             ("Layer", self.layer),
             ("File", self.file),
             ("It is", self.kind),
+            ("Around it", self.border),
         ):
             self.rows.addRow(title, field)
         self.rows.addRow(self.fit)
@@ -174,6 +189,7 @@ class PsfForm(QWidget):
             box.currentIndexChanged.connect(self._ask)
         for number in (self.na, self.emission, self.excitation, self.sheet, self.across, self.along):
             number.valueChanged.connect(self._ask)
+        self.border.currentIndexChanged.connect(self.changed)
         self.layer.changed.connect(self._ask)
         self.path.editingFinished.connect(self._ask)
         self.browse.clicked.connect(self._ask_file)
@@ -201,9 +217,24 @@ class PsfForm(QWidget):
             sheet_thickness=self.sheet.value() / 1000 if microscope == "light-sheet" else None,
         )
 
+    @property
+    def chosen_border(self) -> Border:
+        """What lies beyond the image."""
+        return cast(Border, self.border.currentData())
+
+    def choose_border(self, border: Border) -> None:
+        """Choose what lies beyond the image, as a prior was trained.
+
+        Parameters
+        ----------
+        border : {"reflect", "open"}
+            What.
+        """
+        self.border.setCurrentIndex(self.border.findData(border))
+
     def copy_from(self, other: PsfForm) -> None:
         """Choose what is chosen in another form of the same viewer."""
-        for name in ("source", "microscope", "medium", "kind"):
+        for name in ("source", "microscope", "medium", "kind", "border"):
             getattr(self, name).setCurrentIndex(getattr(other, name).currentIndex())
         for name in ("na", "emission", "excitation", "sheet", "across", "along"):
             getattr(self, name).setValue(getattr(other, name).value())

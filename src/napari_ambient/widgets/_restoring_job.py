@@ -19,7 +19,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_ambient.choices import RestoreMethod
+from napari_ambient.choices import Border, RestoreMethod
 from napari_ambient.volumes import Volume, iter_save_volume, open_volume
 from napari_ambient.widgets._operator import Through, Undone
 from napari_ambient.widgets._run import Turn
@@ -83,6 +83,8 @@ class Task:
         What is to be undone besides the noise.
     psf : ndarray or None
         For "psf" and "both".
+    border : {"reflect", "open"}
+        What lies beyond the image that is blurred.
     amortised : bool
         By the prior's own posterior, which was trained for this very task.
     result : {"mean", "draws"}
@@ -110,6 +112,7 @@ class Task:
     refit: bool = False
     through: Undone = "nothing"
     psf: NDArray[Any] | None = None
+    border: Border = "reflect"
     amortised: bool = False
     result: Result = "mean"
     keep: bool = False
@@ -317,7 +320,7 @@ def _through(task: Task, item: Item) -> Through:
         # nothing is painted, and NaN are the holes: the prior's own posterior asks for a mask all the same
         shape = (item.volume.sizes["Y"], item.volume.sizes["X"])
         measured = functools.partial(np.full, shape, True)
-    return Through(task.psf, measured)
+    return Through(task.psf, measured, task.border)
 
 
 def _spread(task: Task, prior: Prior, item: Item, models: list[NoiseModel] | None, watch: _Watch) -> tuple[Spread, str]:

@@ -12,6 +12,7 @@ from napari.viewer import Viewer
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QVBoxLayout, QWidget
 
+from napari_ambient.choices import Border
 from napari_ambient.volumes import Volume
 from napari_ambient.widgets._column import labelled_rows
 from napari_ambient.widgets._forms import LayerBox, make_narrow
@@ -96,14 +97,17 @@ class ThroughForm(QWidget):
             return NO_PSF
         return NO_MASK if self.holed and self.mask.layer is None else ""
 
-    def ask_for(self, kind: Undone) -> None:
+    def ask_for(self, kind: Undone, border: Border) -> None:
         """Ask for the parts of what is known to have happened to the images, and for nothing else.
 
         Parameters
         ----------
         kind : {"nothing", "psf", "holes", "both"}
             What a prior was trained through, of `undone_by`.
+        border : {"reflect", "open"}
+            And with what beyond the images, of `border_of`.
         """
+        self.psf.choose_border(border)
         self.box.setCurrentIndex(self.box.findData(kind))
         self.rows.setRowVisible(self.box, False)
 
@@ -131,7 +135,7 @@ class ThroughForm(QWidget):
             measured = functools.partial(
                 mask_from_layer, self.mask.layer, volume, painted=bool(self.holes.currentData())
             )
-        return Through(self.psf.psf if self.blurred else None, measured)
+        return Through(self.psf.psf if self.blurred else None, measured, self.psf.chosen_border)
 
     def set_volume(self, volume: Volume | None) -> None:
         """Say which image it is about: the PSF is made on its voxels."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from napari.viewer import Viewer
 from qtpy.compat import isalive
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -32,7 +32,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_ambient.batch import Report, find_files, output_path, restore_files
-from napari_ambient.choices import Microscope, OutputType
+from napari_ambient.choices import Border, Microscope, OutputType
 from napari_ambient.measurement import Optics, check_optics, operator_for
 from napari_ambient.volumes import AxesError, Volume, open_volume
 from napari_ambient.volumes.volume import file_stem
@@ -43,6 +43,7 @@ from ._column import group, labelled_rows, scroll_to, scrolled_column
 from ._file_table import FileTable, FileView, Row
 from ._forms import PriorBox, fold, make_narrow
 from ._layers import describe_axes, layer_arguments
+from ._psf import BORDERS
 from ._run import Job, Message, RunBar, duration, run
 from ._settings import settings
 from ._theme import accent_style
@@ -178,6 +179,9 @@ class BatchWidget(QWidget):
         self.psf = QLineEdit(placeholderText="image of a bead, or computed")
         self.browse_psf = QPushButton("Browse…")
         self.psf_is = _choices({"image of a bead": "bead", "computed": "computed"})
+        self.border = _choices({text: border for border, (text, _) in BORDERS.items()})
+        for at, (_, tip) in enumerate(BORDERS.values()):
+            self.border.setItemData(at, tip, Qt.ItemDataRole.ToolTipRole)
         self.na = QLineEdit(placeholderText="instead of an image of the PSF")
         self.na.setToolTip("Numerical aperture: the PSF is computed from it and what follows")
         self.wavelength = _number_box(520, 200, 2000, "Emission wavelength")
@@ -235,6 +239,7 @@ class BatchWidget(QWidget):
             ("Microscope", self.microscope),
             ("Excitation (nm)", self.excitation),
             ("Sheet (nm)", self.sheet),
+            ("Around it", self.border),
         ):
             optics.addRow(label, field)
         column = scrolled_column(self)
@@ -333,7 +338,13 @@ class BatchWidget(QWidget):
         if self.method.currentData() == "mean":
             raise ValueError("deconvolution works with draws; choose the result “clean image and error bars”")
         path = Path(psf).expanduser() if psf else None
-        return functools.partial(operator_for, psf=path, psf_is=self.psf_is.currentData(), optics=optics)
+        return functools.partial(
+            operator_for,
+            psf=path,
+            psf_is=self.psf_is.currentData(),
+            optics=optics,
+            border=cast(Border, self.border.currentData()),
+        )
 
     def reading(self) -> Reading:
         """Read from the form how to read files.

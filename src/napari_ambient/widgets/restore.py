@@ -63,7 +63,7 @@ from napari_ambient.widgets._layers import (
     show_in,
     volume_from_layer,
 )
-from napari_ambient.widgets._operator import Undone, undone_by
+from napari_ambient.widgets._operator import Undone, border_of, undone_by
 from napari_ambient.widgets._psf import PsfForm
 from napari_ambient.widgets._restoring_job import Growing, Grown, Item, Made, Task, look_job, restore_job
 from napari_ambient.widgets._run import Job, Message, RunBar, duration, run
@@ -277,6 +277,7 @@ class RestoreWidget(QWidget):
 
     def _connect(self) -> None:
         self.prior.changed.connect(self._pair_changed)
+        self.prior.changed.connect(self._take_border)
         self.source.changed.connect(self._source_changed)
         self.refit.toggled.connect(self._pair_changed)
         self.channel.currentIndexChanged.connect(self._pair_changed)
@@ -349,6 +350,12 @@ class RestoreWidget(QWidget):
         else:
             self._timer.stop()
         self._refresh()
+
+    def _take_border(self) -> None:
+        """Take what a prior that was trained through a blur took to lie beyond its images."""
+        prior = self.prior.prior
+        if prior is not None and self._learned in ("psf", "both"):
+            self.psf.choose_border(border_of(prior.record.operator))
 
     def _list_channels(self) -> None:
         """Offer the channels of a prior of several, for an image of one: the image's own, as far as it is known."""
@@ -639,6 +646,7 @@ class RestoreWidget(QWidget):
             refit=self.refit.isChecked(),
             through=through,
             psf=self.psf.psf if through in ("psf", "both") else None,
+            border=self.psf.chosen_border,
             amortised=self._amortised,
             result="draws" if self.error_bars.isChecked() else "mean",
             keep=self.keep.isChecked() and self.error_bars.isChecked(),

@@ -47,7 +47,7 @@ from napari_ambient.widgets._closing import AskFirst
 from napari_ambient.widgets._column import group, labelled_rows, scroll_to, scrolled_column
 from napari_ambient.widgets._forms import PriorBox, SourceForm, fold
 from napari_ambient.widgets._layers import METADATA, layer_arguments
-from napari_ambient.widgets._operator import Through, Undone, undone_by
+from napari_ambient.widgets._operator import Through, Undone, border_of, undone_by
 from napari_ambient.widgets._run import Job, Message, RunBar, run
 from napari_ambient.widgets._settings import settings
 from napari_ambient.widgets._theme import Meaning, accent_style, signal_colour
@@ -253,7 +253,7 @@ class SampleWidget(QWidget):
         prior = self.prior.prior
         record = {} if prior is None else prior.record.operator
         kind = undone_by(record)
-        self.through.ask_for(kind)
+        self.through.ask_for(kind, border_of(record))
         self.through.setVisible(kind != "nothing")
         self.learned_through.setVisible(bool(record))
         if record:
