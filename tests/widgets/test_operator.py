@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_ambient.choices import Border
 from napari_ambient.operators import Blur, Downsample, Identity, Mask
-from napari_ambient.widgets._operator import Through, load_through, undone_by
+from napari_ambient.widgets._operator import Through, border_of, load_through, undone_by
 
 PSF = np.full((3, 5), 1 / 15)
 MEASURED = np.random.default_rng(0).random((6, 7)) > 0.2
@@ -16,9 +17,12 @@ MEASURED = np.random.default_rng(0).random((6, 7)) > 0.2
 
 @pytest.mark.parametrize("psf", [None, PSF])
 @pytest.mark.parametrize("holed", [False, True])
-def test_it_comes_back_from_its_file(tmp_path: Path, psf: np.ndarray | None, holed: bool) -> None:
-    expected = (Mask(MEASURED) if holed else Identity()) @ (Identity() if psf is None else Blur(psf))
-    through = Through(psf, (lambda: MEASURED) if holed else None)
+@pytest.mark.parametrize("border", ["reflect", "open"])
+def test_it_comes_back_from_its_file(tmp_path: Path, psf: np.ndarray | None, holed: bool, border: Border) -> None:
+    expected = (Mask(MEASURED) if holed else Identity()) @ (Identity() if psf is None else Blur(psf, border))
+    through = Through(psf, (lambda: MEASURED) if holed else None, border)
+    assert through.read().operator().to_dict() == expected.to_dict()
+    assert border_of(expected.to_dict()) == (border if psf is not None else "reflect")
     assert through.operator().to_dict() == expected.to_dict()
     through.save(tmp_path / "through.npz")
     assert load_through(tmp_path / "through.npz").operator().to_dict() == expected.to_dict()

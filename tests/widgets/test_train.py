@@ -583,24 +583,28 @@ def test_training_through_a_blur_and_restoring_what_was_before_it(
     widget.through.psf.layer.choose(point)
     qtbot.waitUntil(widget.train.isEnabled, timeout=WAIT)
     psf = widget.through.psf.psf
+    choose(widget.through.psf.border, "open")
     click(qtbot, widget.train)
     wait(qtbot, widget)
     (known,) = priors_of(viewer)
     record = known.prior.record
-    assert (record.objective, record.operator) == ("flow_diff", Blur(psf).to_dict())
+    assert (record.objective, record.operator) == ("flow_diff", Blur(psf, "open").to_dict())
     assert known.prior.posterior is not None
     assert known.prior.knows_below
     # the preview is what the prior's own posterior says of this part
     layer = viewer.layers["waves (preview)"]
     at = round(viewer.dims.point[0] / 2.0)
     whole = volume_from_layer(source)
-    settings = {"operator": Blur(psf), "method": "amortised", "outputs": ["mean"], "draws": 2, "device": "cpu"}
+    settings = {"operator": Blur(psf, "open"), "method": "amortised", "outputs": ["mean"], "draws": 2, "device": "cpu"}
     expected = restore_part(whole, known.prior, {"T": slice(at, at + 1)}, noise=widget.noise.models, **settings)
     values = take_output(expected, "mean").data.compute(scheduler="synchronous")
     np.testing.assert_allclose(layer.data, values, rtol=1e-4)
     click(qtbot, widget.restore)
     (form,) = viewer.window._qt_window.findChildren(restore.RestoreWidget)
-    assert form.task.currentData() == "psf"
+    assert (form.task.currentData(), form.psf.chosen_border) == ("psf", "open")
+    choose(form.psf.border, "reflect")
+    form.prior.changed.emit()
+    assert form.psf.chosen_border == "open"  # as the prior was trained
     qtbot.waitUntil(form.button.isEnabled, timeout=WAIT)
     choose(form.by, "amortised")
     before = set(viewer.layers)
@@ -608,7 +612,7 @@ def test_training_through_a_blur_and_restoring_what_was_before_it(
     qtbot.waitUntil(lambda: not form.running and len(viewer.layers) > len(before), timeout=WAIT)
     (result,) = set(viewer.layers) - before
     assert result.data.shape == source.data.shape
-    assert result.metadata["napari_ambient"]["provenance"]["operator"] == Blur(psf).to_dict()
+    assert result.metadata["napari_ambient"]["provenance"]["operator"] == Blur(psf, "open").to_dict()
 
 
 def test_training_on_images_with_holes_is_resumed(make: Any, viewer: Any, cache: Path, qtbot: Any) -> None:

@@ -32,6 +32,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"--psf or --na, --mask, --finer as for train", "“PSF” and “Mask”"),
     # fields
     (r"--gain and --zero(?: of train)?", "“Gain” and “Zero”"),
+    (r"--border open", "“Around it”: unknown"),
     (r"--psf-is bead", "“It is”: image of a bead"),
     (r"--axes (\w+)", r"“Axes” \1"),
     (r"--axes", "“Axes”"),
