@@ -278,7 +278,8 @@ def restore(
         Channels of the result: mean (clean image), std (error bar), quantiles such as q05 and q95, draws (each of
         them). Default: mean std.
     steps : int
-        Network calls per draw; with --psf, --na, --mask or --finer stages of six calls each (12 are usual).
+        Network calls per draw; with --psf, --na, --mask or --finer stages of six calls each: 12 are usual, 24 or more
+        behind the PSF of a widefield microscope, which reaches through the stack.
     seed : int
         Seed of the draws: the same seed gives the same draws.
     recalibrate : bool

@@ -82,8 +82,9 @@ def restore(
     draws : int
         Draws per image (samples), 2 or more for a standard deviation.
     steps : int
-        Network calls per draw (samples); behind an operator stages of split Gibbs (12 to 24, each of six calls), or
-        levels of the other methods.
+        Network calls per draw (samples); behind an operator stages of split Gibbs (each of six calls; 12 are usual, 24
+        or more behind a PSF that reaches through the stack, as a widefield microscope's does), or levels of the other
+        methods.
     seed : int
         Seed of the draws: the same seed gives the same draws, whatever the tiles.
     outputs : sequence of str
