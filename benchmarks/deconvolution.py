@@ -261,11 +261,11 @@ def nucleus(data: Path, steps: int, draws: int) -> Iterator[dict[str, float | st
     prior = train(one.wide, one.noise, objective="em", operator=one.operator, config=nucleus_config(steps))
     row: dict[str, float | str] = {"case": "nucleus", "blur": "widefield", "field": "real"}
     row["photons"] = one.noise.photons
-    yield row | compare(one.counts, one.operator, one.confocal, prior, draws, score=after_fit)
+    yield row | compare(one.counts, one.operator, one.confocal, prior, draws, stages=24, score=after_fit)
 
 
 def compare(
-    counts: Image, operator: Blur, truth: Image, prior: Prior, draws: int, *, score: Score = psnr
+    counts: Image, operator: Blur, truth: Image, prior: Prior, draws: int, *, stages: int = 12, score: Score = psnr
 ) -> dict[str, float]:
     """Restore by all methods and score them; Wiener's filter knows no open border, and has a mirror."""
     volume = Volume.from_array(counts.astype(np.float32), "ZYX" if counts.ndim == 3 else "YX")
@@ -277,7 +277,7 @@ def compare(
         operator=operator,
         method="samples",
         draws=draws,
-        steps=12,
+        steps=stages,
         outputs=["mean", "std"],
     )
     values = np.moveaxis(np.asarray(result.data.compute(), dtype=np.float64), result.axes.index("C"), 0)
@@ -316,7 +316,7 @@ def main(
     if "3D" in cases:
         runs.append(solid(steps // 5, below_steps // 3, draws))
     if "nucleus" in cases and data is not None:
-        runs.append(nucleus(data, steps // 2, draws))
+        runs.append(nucleus(data, steps // 4, draws))
     for run in runs:
         for row in run:
             rows.append(row)

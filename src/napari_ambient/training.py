@@ -593,7 +593,9 @@ class _Training:
         if below == "auto":
             below = "virtual_exposures" if isinstance(form, Thinning) else "consistency"
         try:
-            return below, BELOW[below](form)
+            stage = BELOW[below](form)
+            stage.prepare(self.setting)
+            return below, stage
         except ValueError as error:
             raise TrainingError(str(error)) from error
 

@@ -24,7 +24,7 @@ from napari_ambient.recorruption import Recorruption, fill, stabilise
 from .base import Batch, Denoise, Objective, Setting
 from .first_guess import BEGINNING, FirstGuess
 from .flow_diff import make_posterior, white_noise_alone
-from .gaussian_levels import HIGH, LOW, denoising
+from .gaussian_levels import denoising
 
 ROUGH = 0.2  # of the noise of one exposure, added to the first guesses that the prior flow learns
 
@@ -87,7 +87,7 @@ class AmbientFlow(Objective):
             terms["first"] = -self.posterior.log_density(self.prior, rough, batch.channel).mean() / made[0].numel()
         every = torch.ones_like(made, dtype=torch.bool)
         return terms | {
-            "denoise": denoising(denoiser, made, every, batch.channel, generator, low=LOW, high=HIGH),
+            "denoise": denoising(denoiser, made, every, batch.channel, generator, scales=self.scales),
             "mean": self.recorruption.agreement(self.reconstruct(denoiser, batch), drawn.detach()).mean(),
         }
 

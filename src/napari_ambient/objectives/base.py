@@ -147,6 +147,8 @@ class Objective(ABC):
     """Whether it cannot see planes together with their neighbours (2.5D)."""
     companion: nn.Module | None = None
     """Networks trained beside the denoiser."""
+    scales: tuple[Scale, ...] = ()
+    """Mean and spread of every channel's clean scaled intensity, once the training has told."""
 
     def __init__(self, recorruption: Recorruption) -> None:
         self.recorruption: Recorruption = Thinning() if self.one_call else recorruption
@@ -164,6 +166,7 @@ class Objective(ABC):
         ObjectiveError
             If the objective cannot learn through the operator.
         """
+        self.scales = setting.scales
         names = operator_names(setting.operator)
         if "any" not in self.through and not names <= {*self.through, "identity"}:
             raise ObjectiveError(

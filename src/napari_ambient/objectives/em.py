@@ -63,7 +63,9 @@ class ExpectationMaximisation(DrawStage):
         """Learn to denoise the draws, below the measurement's level only: above it they would blur what data taught."""
         clean = self.buffer.draw(size, generator)
         high = self.above * self.recorruption.sigma_y
-        loss = denoising(denoiser, clean["image"], clean["valid"], clean["channel"], generator, high=high)
+        loss = denoising(
+            denoiser, clean["image"], clean["valid"], clean["channel"], generator, high=high, scales=self.scales
+        )
         return {"gaussian": loss}
 
     def draw(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -88,7 +88,9 @@ class FlowDiff(Objective):
         every = torch.ones_like(drawn, dtype=torch.bool)
         answer = self.reconstruct(denoiser, batch)
         return {
-            "denoise": denoising(denoiser, drawn, every, batch.channel, generator, low=self.low, high=self.high),
+            "denoise": denoising(
+                denoiser, drawn, every, batch.channel, generator, low=self.low, high=self.high, scales=self.scales
+            ),
             "mean": self.recorruption.agreement(answer, drawn).mean(),
         }
 

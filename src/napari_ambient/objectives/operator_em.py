@@ -32,10 +32,15 @@ from .buffer import Buffer
 from .em import level_denoiser
 from .first_guess import BEGINNING, FirstGuess, Seen
 from .flow_diff import white_noise_alone
-from .gaussian_levels import HIGH, LOW, denoising
+from .gaussian_levels import denoising
 
 WHOLE = (32, 96, 96)
 """(Z, Y, X) voxels from which on a draw is learned in parts of half its width."""
+
+
+def tempered(loss: Tensor) -> Tensor:
+    """Give 1 + log of a loss above 1, so that it pulls no harder than the others; in bright images it is hundreds."""
+    return torch.where(loss > 1, 1 + loss.clamp_min(1).log(), loss)
 
 
 def part_of(shape: Sequence[int]) -> tuple[int, ...]:
@@ -109,8 +114,8 @@ class OperatorEM(Objective):
             self.buffer.add({"image": image, "seen": seen, "known": known, "channel": batch.channel})
         held = self.buffer.draw(len(batch.counts), generator, window)
         every = torch.ones_like(held["image"], dtype=torch.bool)
-        loss = denoising(denoiser, held["image"], every, held["channel"], generator, low=LOW, high=HIGH)
-        return {"denoise": loss, "mean": self._one_call(denoiser, average, batch, light, known, held)}
+        loss = denoising(denoiser, held["image"], every, held["channel"], generator, scales=self.scales)
+        return {"denoise": loss, "mean": tempered(self._one_call(denoiser, average, batch, light, known, held))}
 
     def _one_call(
         self,

@@ -21,7 +21,7 @@ from napari_ambient.recorruption import DARKEST, Gaussian, Recorruption, blur, f
 
 from .base import Batch, Denoise, Objective
 from .flow_diff import white_noise_alone
-from .gaussian_levels import HIGH, LOW, denoising
+from .gaussian_levels import denoising
 
 STEP = 0.1  # of the finite difference, standard deviations of the noise
 PILOT = 2.0  # voxels: blur of the measurement that estimates its variance
@@ -46,7 +46,7 @@ class SureScore(Objective):
         with torch.autocast(batch.counts.device.type, enabled=False):  # the divergence is a small difference
             risk, clean = self.risk(denoiser, batch, generator)
         every = torch.ones_like(clean, dtype=torch.bool)
-        score = denoising(denoiser, clean.detach(), every, batch.channel, generator, low=LOW, high=HIGH)
+        score = denoising(denoiser, clean.detach(), every, batch.channel, generator, scales=self.scales)
         return {"sure": risk, "denoise": score}
 
     @torch.no_grad()

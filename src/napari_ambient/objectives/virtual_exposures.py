@@ -73,7 +73,7 @@ class VirtualExposures(DrawStage):
         half = max(1, size // 2)
         thinned = self._thinned(denoiser, self.buffer.draw(half, generator), generator)
         clean = self.buffer.draw(half, generator)
-        gaussian = denoising(denoiser, clean["light"], clean["valid"], clean["channel"], generator)
+        gaussian = denoising(denoiser, clean["light"], clean["valid"], clean["channel"], generator, scales=self.scales)
         return {"virtual": thinned, "gaussian": gaussian}
 
     def draw(self, average: Denoise, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
