@@ -19,6 +19,7 @@ from benchmarks.two_modes import SIGMA_Y, Plain
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from napari_ambient.denoiser import Scale
 from napari_ambient.objectives import (
     BELOW,
     OBJECTIVES,
@@ -34,6 +35,8 @@ from napari_ambient.objectives import (
     SureScore,
 )
 from napari_ambient.objectives.base import Denoise
+from napari_ambient.objectives.gaussian_levels import denoising
+from napari_ambient.objectives.operator_em import tempered
 from napari_ambient.recorruption import FLOOR, Gaussian, Thinning
 
 SPREAD = 0.8
@@ -431,6 +434,31 @@ def test_another_exposure_teaches_more() -> None:
         )
         scatter.append(float(np.var(here) / np.mean(there - here) ** 2))
     assert scatter[1] < 0.5 * scatter[0]
+
+
+def test_every_level_of_bright_images_weighs_alike() -> None:
+    """Where the weight knows how wide they spread; with that of dim ones the highest levels rule."""
+    bright = 20 * torch.randn((256, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    channel, good = torch.zeros(256, dtype=torch.long), torch.ones_like(bright, dtype=torch.bool)
+
+    def linear(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        return x * (400 / (400 + sigma.square())).reshape(-1, 1, 1, 1)  # exact
+
+    def loss(low: float, high: float, scales: tuple[Scale, ...]) -> float:
+        generator = torch.Generator().manual_seed(1)
+        return float(denoising(linear, bright, good, channel, generator, low=low, high=high, scales=scales))
+
+    known = (Scale(30.0, 20.0),)
+    assert loss(0.1, 0.2, known) == pytest.approx(1, abs=0.05)
+    assert loss(30.0, 40.0, known) == pytest.approx(1, abs=0.05)
+    assert loss(30.0, 40.0, ()) > 50
+
+
+def test_a_large_loss_pulls_no_harder_than_one() -> None:
+    for value, slope_of in ((0.5, 1.0), (1.0, 1.0), (400.0, 1 / 400)):
+        at = torch.tensor(value, requires_grad=True)
+        (gradient,) = torch.autograd.grad(tempered(at), at)
+        assert float(gradient) == pytest.approx(slope_of)
 
 
 def test_every_objective_is_here() -> None:

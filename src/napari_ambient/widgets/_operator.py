@@ -8,7 +8,7 @@ Training and restoring make it here, so that a prior meets the very operator aga
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -98,7 +98,7 @@ def undone_by(record: Mapping[str, Any]) -> Undone:
     {"nothing", "psf", "holes", "both"}
         "nothing" also where the operator is one that the forms do not have.
     """
-    parts = tuple(str(part.get("operator")) for part in record.get("applied", [record] if record else []))
+    parts = tuple(str(part.get("operator")) for part in _applied(record))
     return next((task for task, names in PARTS.items() if names == parts), "nothing")
 
 
@@ -115,8 +115,13 @@ def border_of(record: Mapping[str, Any]) -> Border:
     {"reflect", "open"}
         "reflect" also where there was no blur.
     """
-    parts = record.get("applied", [record] if record else [])
-    return "open" if any(part.get("border") == "open" for part in parts) else "reflect"
+    return "open" if any(part.get("border") == "open" for part in _applied(record)) else "reflect"
+
+
+def _applied(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Give the parts of a recorded operator, in the order in which they act."""
+    parts: Sequence[Mapping[str, Any]] = record.get("applied", [record] if record else [])
+    return parts
 
 
 __all__ = ["PARTS", "Through", "Undone", "border_of", "load_through", "undone_by"]
